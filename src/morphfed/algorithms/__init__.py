@@ -1,0 +1,1 @@
+"""Federated algorithms: one file each, both halves, frozen config, paper reference."""

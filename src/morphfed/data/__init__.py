@@ -1,0 +1,1 @@
+"""What sites bring: manifest, ontology, sources, splits, quality checks, cache, augmentation."""

@@ -1,0 +1,1 @@
+"""Adapters: one small file per layout in which images arrive."""

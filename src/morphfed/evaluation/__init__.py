@@ -1,0 +1,1 @@
+"""Metrics, clustered bootstrap, comparisons between arms."""

@@ -1,0 +1,1 @@
+"""A study: resolve, plan, run every arm, evaluate, write results."""

@@ -1,0 +1,1 @@
+"""The round loop, its checkpoints and its transports."""

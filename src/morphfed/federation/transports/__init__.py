@@ -1,0 +1,1 @@
+"""How downloads and uploads travel."""

@@ -1,0 +1,1 @@
+"""Backbones by name, their normalisation layers, and safetensors in and out."""

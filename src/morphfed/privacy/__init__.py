@@ -1,0 +1,1 @@
+"""What may leave a site, and the gate through which it leaves."""
