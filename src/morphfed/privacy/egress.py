@@ -1,0 +1,94 @@
+"""The egress gate: nothing leaves a site but what was declared before training.
+
+A gate belongs to one site. It knows the names, shapes and types of the tensors, and the names of the numbers, that
+the study's algorithm declared; everything else is refused. What passes is written to a ledger, one line an upload.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from morphfed.core.errors import PrivacyError
+from morphfed.core.files import storage_error
+from morphfed.core.types import Spec, Tensors, Upload, nbytes
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What may leave a site in one upload.
+
+    Attributes:
+        tensors: name → shape and dtype.
+        metrics: names of the numbers (counts and means) that may go with them.
+        purpose: why, in the words of the study's algorithm.
+    """
+
+    tensors: Mapping[str, Spec]
+    metrics: frozenset[str]
+    purpose: str
+
+
+class EgressGate:
+    """Lets declared uploads pass and records them.
+
+    Args:
+        site: whose gate this is.
+        declaration: the allow-list.
+        ledger: file that gets one JSON line an upload; None keeps no file (tests).
+    """
+
+    def __init__(self, site: str, declaration: Declaration, ledger: Path | None) -> None:
+        self._site, self._declaration, self._ledger = site, declaration, ledger
+
+    def release(self, upload: Upload) -> Upload:
+        """Return ``upload`` unchanged if all of it is declared.
+
+        Raises:
+            PrivacyError: something undeclared, of another shape or type, or of another site; nothing has left.
+        """
+        if upload.site != self._site:
+            raise self._refusal(f"an upload in the name of '{upload.site}'")
+        for name, tensor in upload.tensors.items():
+            spec = self._declaration.tensors.get(name)
+            if spec is None:
+                raise self._refusal(f"tensor '{name}'")
+            if spec != Spec.of(tensor):
+                raise self._refusal(f"tensor '{name}' as {Spec.of(tensor)} where {spec} is declared")
+        for name in upload.metrics:
+            if name not in self._declaration.metrics:
+                raise self._refusal(f"number '{name}'")
+        self._record(upload)
+        return upload
+
+    def _refusal(self, what: str) -> PrivacyError:
+        return PrivacyError(
+            f"Site '{self._site}': {what} is not declared and did not leave.",
+            fix="declare it in the algorithm's site half if it is meant to travel; otherwise this is a defect.",
+        )
+
+    def _record(self, upload: Upload) -> None:
+        if self._ledger is None:
+            return
+        entry = {
+            "round": upload.round,
+            "site": upload.site,
+            "tensors": len(upload.tensors),
+            "bytes": upload_bytes(upload.tensors, upload.metrics),
+            "weight": upload.weight,
+            "metrics": {k: v if math.isfinite(v) else None for k, v in sorted(upload.metrics.items())},
+            "purpose": self._declaration.purpose,
+        }
+        try:
+            with self._ledger.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        except OSError as cause:
+            raise storage_error(self._ledger, cause) from cause
+
+
+def upload_bytes(tensors: Tensors, metrics: Mapping[str, float]) -> int:
+    """Bytes of an upload's content: tensors as they are, eight for each number and for the weight."""
+    return nbytes(tensors) + 8 * (len(metrics) + 1)

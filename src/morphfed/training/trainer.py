@@ -1,0 +1,186 @@
+"""One site's training loop, and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from morphfed.core.errors import TrainingError
+from morphfed.core.seeding import derive, numpy_stream, torch_stream
+from morphfed.data.augment import Augment
+from morphfed.tasks.classification import make_loss
+from morphfed.training.config import TrainConfig
+from morphfed.training.dataset import ImageSet
+from morphfed.training.optimise import learning_rate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+AfterBackward = Callable[[nn.Module], None]
+"""Changes gradients between ``backward`` and the clipping, for example adds a proximal term's gradient."""
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a site did in one round.
+
+    Attributes:
+        loss: mean training loss over the round's images, without terms that an algorithm adds.
+        steps: optimiser steps.
+        images: images seen.
+    """
+
+    loss: float
+    steps: int
+    images: int
+
+
+class Trainer:
+    """Trains and evaluates one network; it keeps no state of a site.
+
+    Args:
+        config: how (``precision`` must be resolved: fp32 or bf16).
+        mean, std: normalisation of RGB in [0, 1].
+        device: where the network is.
+        seed: of the study; order and augmentation of a site depend on it, the site and the round only.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        self.config, self.device, self.seed = config, device, seed
+        self._augment = Augment(config.augment)
+        self._mean = torch.tensor(mean, device=device).reshape(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=device).reshape(1, 3, 1, 1)
+
+    def fit(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: ImageSet,
+        *,
+        site: str,
+        round_number: int,
+        rounds: int,
+        after_backward: AfterBackward | None = None,
+    ) -> FitReport:
+        """Train for ``local_epochs`` passes.
+
+        Args:
+            model: changed in place.
+            optimizer: over the model's parameters.
+            data: the site's training part, at least one image.
+            site: the site's name, for its random streams and for messages.
+            round_number: from 1.
+            rounds: in all; places this round on the learning-rate schedule.
+            after_backward: an algorithm's change to the gradients.
+
+        Raises:
+            TrainingError: the loss is not finite; names site, round and step.
+        """
+        config = self.config
+        criterion = make_loss(config.loss, torch.from_numpy(data.class_counts))
+        batches = -(-len(data) // config.batch_size)
+        total_steps = rounds * config.local_epochs * batches
+        step = (round_number - 1) * config.local_epochs * batches
+        loss_sum = torch.zeros((), device=self.device)
+        model.train()
+        # Layers that draw (dropout) use the global generator: give each site and round its own state of it.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(derive(self.seed, "dropout", site, round_number))
+            for images, labels in self._batches(data, site, round_number):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step / total_steps)
+                with self._autocast():
+                    logits = model(images)
+                loss = criterion(logits.float(), labels)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if after_backward is not None:
+                    after_backward(model)
+                if config.clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                optimizer.step()
+                step += 1
+                loss_sum += loss.detach() * len(labels)
+                self._check(loss_sum, site, round_number, step)
+        images_seen = config.local_epochs * len(data)
+        mean_loss = float(loss_sum) / images_seen
+        self._check(loss_sum, site, round_number, step, final=True)
+        return FitReport(mean_loss, config.local_epochs * batches, images_seen)
+
+    def _check(self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False) -> None:
+        # Reading a GPU tensor waits for the device, so there it is read once, at the end.
+        if (final or self.device.type == "cpu") and not bool(torch.isfinite(loss_sum)):
+            raise TrainingError(
+                f"Site '{site}', round {round_number}: the training loss stopped being finite at step {step}.",
+                fix="lower train.lr, set train.clip = 1.0, or use train.precision = 'fp32'.",
+            )
+
+    def _batches(self, data: ImageSet, site: str, round_number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of nearly equal size: no batch of one image, which batch normalisation cannot take."""
+        generator = torch_stream(self.seed, "augment", site, round_number)
+        for epoch in range(self.config.local_epochs):
+            order = numpy_stream(self.seed, "order", site, round_number, epoch).permutation(len(data))
+            for where in np.array_split(order, -(-len(data) // self.config.batch_size)):
+                pixels, labels = data.batch(where)
+                images = self._augment(self._float(pixels), generator)
+                yield self._normalise(images), labels.to(self.device, non_blocking=True)
+
+    def _float(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.device, non_blocking=True).float().div_(255.0)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        images = images.sub_(self._mean).div_(self._std)
+        return images.contiguous(memory_format=torch.channels_last) if self.config.channels_last else images
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, data: ImageSet, *, batch_size: int = 128) -> NDArray[np.float32]:
+        """Class probabilities, float32 ``(N, C)``, in the order of ``data``."""
+        model.eval()
+        out = np.empty((len(data), data.classes), dtype=np.float32)
+        for start in range(0, len(data), batch_size):
+            where = np.arange(start, min(start + batch_size, len(data)))
+            images = self._normalise(self._float(data.batch(where)[0]))
+            with self._autocast():
+                logits = model(images)
+            out[where] = torch.softmax(logits.float(), dim=1).cpu().numpy()
+        return out
+
+    @torch.no_grad()
+    def restimate_norms(self, model: nn.Module, data: ImageSet, *, batch_size: int = 128) -> None:
+        """Set running statistics of batch norms to the mean over ``data`` (AdaBN, Li et al. 2017); labels unused."""
+        from morphfed.models.norm import batch_norms
+
+        layers = [layer for _, layer in batch_norms(model)]
+        if not layers or len(data) == 0:
+            return
+        model.eval()
+        momenta = [layer.momentum for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()  # type: ignore[operator]
+            layer.momentum = None  # type: ignore[assignment]  # None: cumulative mean over batches
+            layer.train()
+        for where in np.array_split(np.arange(len(data)), -(-len(data) // batch_size)):
+            model(self._normalise(self._float(data.batch(where)[0])))
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        model.eval()
