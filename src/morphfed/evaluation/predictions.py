@@ -1,0 +1,270 @@
+"""What a model said about the images of one site, checked once and kept as Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from morphfed.core.errors import DataError, StorageError
+from morphfed.core.files import writing
+
+ClusterUnit = Literal["patient", "image"]
+
+_SUM_TOLERANCE = 1e-3
+_METADATA = b"morphfed.predictions"
+_PROBABILITY = "p/"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predicted probabilities for the images of one site, with their truth.
+
+    Attributes:
+        classes: names of the C classes, in the study's order.
+        ids: str (N,), the images' paths; no two alike.
+        labels: int64 (N,), the truth as an index into ``classes``.
+        probabilities: float32 (N, C); each row sums to 1.
+        clusters: str (N,), what the bootstrap resamples: the patient's id, else the image's.
+        cluster_unit: ``"patient"`` where clusters are patients, ``"image"`` where no patient is known.
+
+    Raises:
+        DataError: the parts disagree in length, a label is out of range, or a row is no distribution.
+    """
+
+    classes: tuple[str, ...]
+    ids: NDArray[np.str_]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    clusters: NDArray[np.str_]
+    cluster_unit: ClusterUnit
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "classes", tuple(self.classes))
+        put(self, "ids", _strings(self.ids))
+        put(self, "labels", _integers(self.labels))
+        put(self, "probabilities", np.asarray(self.probabilities, dtype=np.float32))
+        put(self, "clusters", _strings(self.clusters))
+        _check(self)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Names of the classes that occur in the truth, in the order of ``classes``."""
+        found = np.bincount(self.labels, minlength=len(self.classes)) > 0
+        return tuple(name for name, there in zip(self.classes, found, strict=True) if there)
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """int64 (N,): the most probable class of each image (the first of equals)."""
+        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    def masked(self, present: Iterable[str]) -> Predictions:
+        """Leave only the classes ``present`` possible and renormalise; the order and number of classes stay.
+
+        A row whose whole probability lay on other classes (float32 underflow) becomes uniform over
+        ``present``.
+
+        Raises:
+            DataError: ``present`` is empty, names an unknown class, or leaves out a class of the truth.
+        """
+        wanted = set(present)
+        unknown = wanted - set(self.classes)
+        if unknown or not wanted:
+            raise DataError(
+                f"Predictions cannot be masked to {sorted(wanted)}: "
+                f"the classes are {', '.join(self.classes)}.",
+                fix="mask to at least one class, all of them classes of the study.",
+            )
+        missing = set(self.present) - wanted
+        if missing:
+            raise DataError(
+                f"Predictions cannot be masked to {sorted(wanted)}: "
+                f"images of {', '.join(sorted(missing))} are among them.",
+                fix="mask to every class that occurs in the truth.",
+            )
+        keep = np.array([name in wanted for name in self.classes])
+        values = self.probabilities.astype(np.float64) * keep
+        total = values.sum(axis=1, keepdims=True)
+        uniform = keep / keep.sum()
+        values = np.where(total > 0, values / np.where(total > 0, total, 1.0), uniform)
+        return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit)
+
+    def save(self, path: Path) -> None:
+        """Write to Parquet, atomically; the file holds this one set of predictions."""
+        write_predictions(path, {"": self})
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read a file that holds one set of predictions (any site's name).
+
+        Raises:
+            StorageError: missing or damaged file, or one that holds several sites.
+        """
+        sites = read_predictions(path)
+        if len(sites) != 1:
+            raise StorageError(
+                f"{path} holds the predictions of {len(sites)} sites ({', '.join(sites)}), one was expected.",
+                fix="read it with read_predictions, which returns every site.",
+            )
+        return next(iter(sites.values()))
+
+
+def _strings(values: ArrayLike) -> NDArray[np.str_]:
+    array = np.asarray(values)
+    return array if array.dtype.kind == "U" else np.asarray([str(v) for v in array.tolist()], dtype=np.str_)
+
+
+def _integers(values: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise DataError(
+            f"Labels of predictions are of type {array.dtype}, integers were expected.",
+            fix="give each image's class as its index into `classes`.",
+        )
+    return array.astype(np.int64)
+
+
+def _check(p: Predictions) -> None:
+    n, c = len(p.labels), len(p.classes)
+    fix = "this comes from the code that made the predictions; give one value an image."
+    if c == 0 or len(set(p.classes)) != c:
+        raise DataError(
+            f"Predictions need distinct class names, got {list(p.classes)}.", fix="name each class once."
+        )
+    if p.cluster_unit not in ("patient", "image"):
+        raise DataError(f"cluster_unit is {p.cluster_unit!r}.", fix="use 'patient' or 'image'.")
+    shapes = {"ids": p.ids.shape, "labels": p.labels.shape, "clusters": p.clusters.shape}
+    for name, shape in shapes.items():
+        if shape != (n,):
+            raise DataError(f"Predictions: {name} has shape {shape}, ({n},) was expected.", fix=fix)
+    if p.probabilities.shape != (n, c):
+        raise DataError(
+            f"Predictions: probabilities have shape {p.probabilities.shape}, ({n}, {c}) was expected: "
+            f"{n} images, {c} classes.",
+            fix=fix,
+        )
+    if n == 0:
+        return
+    _check_rows(p)
+
+
+def _check_rows(p: Predictions) -> None:
+    def first(bad: NDArray[np.bool_]) -> str:
+        row = int(bad.argmax())
+        return f"row {row} ({p.ids[row]})" + (f" and {int(bad.sum()) - 1} more" if bad.sum() > 1 else "")
+
+    bad: NDArray[np.bool_] = (p.labels < 0) | (p.labels >= len(p.classes))
+    if bad.any():
+        raise DataError(
+            f"Predictions: the label of {first(bad)} is {p.labels[bad.argmax()]}, "
+            f"0 to {len(p.classes) - 1} was expected.",
+            fix="labels are indices into the study's classes; leave out images that map to none.",
+        )
+    bad = np.asarray(~np.isfinite(p.probabilities).all(axis=1))
+    if bad.any():
+        raise DataError(
+            f"Predictions: {first(bad)} has a probability that is not finite.",
+            fix="the model's weights may hold NaN; look at the training loss of this unit.",
+        )
+    total = p.probabilities.sum(axis=1, dtype=np.float64)
+    bad = np.asarray((p.probabilities < 0).any(axis=1) | (np.abs(total - 1) > _SUM_TOLERANCE))
+    if bad.any():
+        raise DataError(
+            f"Predictions: {first(bad)} is no distribution (sum {total[bad.argmax()]:.4g}, "
+            f"lowest {p.probabilities[bad.argmax()].min():.4g}).",
+            fix="give probabilities (softmax in float32), not logits.",
+        )
+    names, counts = np.unique(p.ids, return_counts=True)
+    if (counts > 1).any():
+        raise DataError(
+            f"Predictions: {names[counts.argmax()]} occurs {counts.max()} times; "
+            f"{int((counts > 1).sum())} images repeat.",
+            fix="predict each image of a site once.",
+        )
+
+
+def write_predictions(path: Path, sites: Mapping[str, Predictions]) -> None:
+    """Write one unit's predictions at many sites to one Parquet file, atomically.
+
+    Columns: ``site``, ``id``, ``truth`` (class name), ``cluster`` and, per class, ``p/<class>``; classes and
+    cluster units are in the file's metadata, so a site without images survives too.
+
+    Raises:
+        DataError: no sites, or sites with different classes.
+        StorageError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not sites:
+        raise DataError("There are no predictions to write.", fix="predict at one site at least.")
+    classes = next(iter(sites.values())).classes
+    for site, p in sites.items():
+        if p.classes != classes:
+            raise DataError(
+                f"Site '{site}' has the classes {', '.join(p.classes)}; "
+                f"the others have {', '.join(classes)}.",
+                fix="predict all sites of a unit with the classes of the study, in its order.",
+            )
+    parts = list(sites.items())
+    probabilities = np.concatenate([p.probabilities for _, p in parts])
+    names = np.array(classes)
+    columns: dict[str, Any] = {
+        "site": pa.array([site for site, p in parts for _ in range(len(p))], pa.string()),
+        "id": pa.array([v for _, p in parts for v in p.ids.tolist()], pa.string()),
+        "truth": pa.array([v for _, p in parts for v in names[p.labels].tolist()], pa.string()),
+        "cluster": pa.array([v for _, p in parts for v in p.clusters.tolist()], pa.string()),
+    }
+    columns |= {_PROBABILITY + name: pa.array(probabilities[:, k]) for k, name in enumerate(classes)}
+    about = {"version": 1, "classes": list(classes), "sites": {s: p.cluster_unit for s, p in parts}}
+    table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about).encode()})
+    with writing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_predictions(path: Path) -> dict[str, Predictions]:
+    """Read what :func:`write_predictions` wrote, sites in the order written.
+
+    Raises:
+        StorageError: the file is missing, damaged, or not a predictions file.
+        DataError: its content is not valid (see :class:`Predictions`).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    again = "remove it and run the same command again; the predictions are made anew."
+    if not path.is_file():
+        raise StorageError(
+            f"{path} does not exist.", fix="run the study first; each finished unit writes it."
+        )
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as cause:
+        raise StorageError(f"{path} cannot be read: {cause}.", fix=again) from cause
+    try:
+        about = json.loads((table.schema.metadata or {})[_METADATA])
+        classes, units = tuple(about["classes"]), dict(about["sites"])
+        site_of = np.asarray(table["site"].to_pylist(), dtype=np.str_)
+        columns = {k: np.asarray(table[k].to_pylist(), dtype=np.str_) for k in ("id", "truth", "cluster")}
+        values = np.stack([table[_PROBABILITY + name].to_numpy() for name in classes], axis=1)
+        index = {name: k for k, name in enumerate(classes)}
+        labels = np.array([index[name] for name in columns["truth"].tolist()], dtype=np.int64)
+    except (KeyError, TypeError, ValueError) as cause:
+        raise StorageError(f"{path} is not a predictions file of morphfed ({cause}).", fix=again) from cause
+    result = {}
+    for site, unit in units.items():
+        rows = site_of == site
+        result[site] = Predictions(
+            classes, columns["id"][rows], labels[rows], values[rows], columns["cluster"][rows], unit
+        )
+    return result
