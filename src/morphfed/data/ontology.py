@@ -9,11 +9,14 @@ from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
+from pydantic import Field
+
 from morphfed.core.config import Config, read_toml, validate
 from morphfed.core.errors import ConfigError, did_you_mean
 
 PACKAGED = Path(__file__).with_name("ontology.toml")
 COMMON = "common"
+_TELLING = 6  # fewer labels than this (the five everyday cells) are no fingerprint of a source
 
 
 class Node(Config):
@@ -36,7 +39,7 @@ class Table(Config):
     title: str
     reference: str = ""
     extends: str | None = None
-    labels: dict[str, str | Contested] = {}
+    labels: dict[str, str | Contested] = Field(default_factory=dict)
 
 
 class _File(Config):
@@ -81,10 +84,17 @@ class Ontology:
         return known[close[0]].node if close else None
 
     def table_for(self, labels: Iterable[str]) -> str:
-        """The table that maps most of ``labels``; the common names where they do as well as any."""
-        asked = {fold(label) for label in labels}
+        """The table that a folder's labels are written in: a guess for the caller to state.
+
+        A table whose every label is there and no other wins, then the one that maps most of them; the common
+        names win a draw. Bare numbers say nothing: any table may number its classes.
+        """
+        asked = {folded for label in labels if not (folded := fold(label)).isdigit()}
+        for name, table in self.tables.items():
+            if len(asked) >= _TELLING and asked == {fold(label) for label in table.labels}:
+                return name
         ranked = {name: len(asked & set(table)) for name, table in self._folded.items()}
-        best = max(ranked.values(), default=0)
+        best = max(ranked.values())
         return COMMON if ranked[COMMON] == best else min(n for n, hits in ranked.items() if hits == best)
 
     def ancestors(self, node: str) -> tuple[str, ...]:
@@ -217,12 +227,10 @@ def _fold_table(name: str, file: _File, path: Path) -> dict[str, Contested]:
             )
     if table.extends is None:
         return own
-    if (
-        table.extends not in file.sources
-        or file.sources[table.extends].extends is not None
-        and name == table.extends
-    ):
+    base = file.sources.get(table.extends)
+    if base is None or base.extends is not None:
         raise ConfigError(
-            f"{path}: sources.{name} extends '{table.extends}', which does not exist.", fix="correct it."
+            f"{path}: sources.{name} extends '{table.extends}', which does not exist or itself extends another.",
+            fix=f"name a table that stands alone.{did_you_mean(table.extends, file.sources)}",
         )
     return _fold_table(table.extends, file, path) | own
