@@ -6,7 +6,7 @@ Rules, in the order in which they are applied:
 * Grey is replicated, a palette is expanded, transparency is laid over white (the background of a bright-field
   image), CMYK goes through Pillow's conversion, an EXIF orientation is applied when the file carries one.
 * More than 8 bits a sample are scaled linearly to 0–255. Full scale is the declared ``MaxSampleValue``, else
-  the smallest of 8, 10, 12, 14 or 16 bits that holds the image's maximum: cameras store 12 bits in 16-bit files
+  the smallest of 8, 10, 12, 14 or 16 bits that holds the largest value: cameras store 12 bits in 16-bit files
   without saying so. A percentile stretch is not used, for it would hide a site's exposure.
 * Of a file with several frames the first is read.
 """
