@@ -1,0 +1,101 @@
+"""The weighted mean of models, folded in one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+
+from morphfed.algorithms.base import CoordinatorHalf
+from morphfed.core.types import Tensors, Upload
+
+Weighting = Literal["images", "uniform"]
+
+
+class RunningMean:
+    """Weighted mean of named tensors in memory of one model, whatever the number of sites.
+
+    After uploads ``x_1 … x_k`` with weights ``w_1 … w_k`` it holds ``Σ w_i x_i / Σ w_i``, by
+    ``m ← m + (w_k / W_k)(x_k - m)`` with ``W_k = Σ_{i≤k} w_i``. The mean of one model is that model, bit for bit.
+    Sums run in float32 (float64 stays float64); :meth:`result` has the dtypes that came in.
+    """
+
+    def __init__(self) -> None:
+        self._mean: Tensors = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+        self._weight = 0.0
+
+    @torch.no_grad()
+    def add(self, tensors: Tensors, weight: float) -> None:
+        """Fold one model in.
+
+        Args:
+            tensors: floating-point tensors, the same names and shapes at every call; they are not kept.
+            weight: > 0.
+        """
+        self._weight += weight
+        if not self._mean:
+            self._dtypes = {name: t.dtype for name, t in tensors.items()}
+            self._mean = {name: t.to(_wide(t.dtype), copy=True) for name, t in tensors.items()}
+            return
+        mean = list(self._mean.values())
+        new = [tensors[name].to(m.dtype) for name, m in self._mean.items()]
+        torch._foreach_lerp_(mean, new, weight / self._weight)
+
+    def result(self) -> Tensors:
+        """The mean so far, in the dtypes of the uploads."""
+        return {name: m.to(self._dtypes[name]) for name, m in self._mean.items()}
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been folded in."""
+        return not self._mean
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Averaging(CoordinatorHalf):
+    """The global model is the weighted mean of the uploads (McMahan et al. 2017, algorithm 1).
+
+    Args:
+        initial: the global model's travelling tensors before round 1.
+        weighting: ``images`` (n_k / n) or ``uniform`` (1 / K).
+    """
+
+    def __init__(self, initial: Tensors, *, weighting: Weighting) -> None:
+        self._model = {name: tensor.clone() for name, tensor in initial.items()}
+        self._weighting = weighting
+        self._mean = RunningMean()
+
+    def download(self, site: str) -> Tensors:
+        """The global model, the same for every site."""
+        return self._model
+
+    def begin_round(self, round_number: int, cohort: Iterable[str]) -> None:
+        """Forget the last round's sum."""
+        self._mean = RunningMean()
+
+    def fold(self, upload: Upload) -> None:
+        """Add one site's model to the mean."""
+        self._mean.add(upload.tensors, upload.weight if self._weighting == "images" else 1.0)
+
+    def end_round(self) -> None:
+        """The mean becomes the global model."""
+        if not self._mean.empty:
+            self._model = self._mean.result()
+            self._mean = RunningMean()
+
+    def model(self) -> Tensors:
+        """The global model."""
+        return self._model
+
+    def state(self) -> Tensors:
+        """The global model is all there is."""
+        return self._model
+
+    def load_state(self, tensors: Tensors) -> None:
+        """Take over a saved global model."""
+        self._model = {name: tensors[name].clone() for name in self._model}

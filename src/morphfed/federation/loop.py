@@ -1,0 +1,237 @@
+"""THE round loop: cohort → downloads → uploads → aggregate → evaluate → checkpoint. It exists once."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from morphfed.core.config import Config
+from morphfed.core.errors import FederationError, UploadRejectedError
+from morphfed.core.progress import Event, Reporter, silent
+from morphfed.core.types import Failure, Spec, Tensors, Upload, nbytes
+from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.validate import check_upload
+from morphfed.privacy.egress import upload_bytes
+
+if TYPE_CHECKING:
+    from morphfed.algorithms.base import CoordinatorHalf
+    from morphfed.federation.transports.base import Metrics, Transport
+
+
+class FederationConfig(Config):
+    """How the rounds run."""
+
+    rounds: int = Field(5, ge=1, description="rounds of training")
+    quorum: float = Field(0.5, gt=0, le=1, description="share of the sites whose uploads a round needs")
+    select: str = Field("balanced_accuracy", description="validation metric, mean over the training sites")
+
+
+@dataclass
+class Progress:
+    """What a run has come to: everything that a checkpoint carries besides tensors."""
+
+    round: int = 0
+    best_round: int = 0
+    best_score: float = -math.inf
+    steps: int = 0
+    images_seen: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished federation.
+
+    Attributes:
+        last: travelling tensors of the last round's global model.
+        best: the same of the round with the best validation.
+        last_sites, best_sites: private state of each site in those rounds.
+        progress: history and counters.
+    """
+
+    last: Tensors
+    best: Tensors
+    last_sites: dict[str, Tensors]
+    best_sites: dict[str, Tensors]
+    progress: Progress
+
+
+class RoundLoop:
+    """Runs a federation from wherever its checkpoint left it.
+
+    Args:
+        config: rounds, quorum, selection.
+        coordinator: the algorithm's coordinator half.
+        transport: reaches the sites.
+        store: checkpoints; None keeps none (benchmarks).
+        moves: whether models really cross a site's border (not in the local and centralised arms); only then bytes
+            are counted.
+        report: progress.
+        task: key of the progress bar.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        *,
+        coordinator: CoordinatorHalf,
+        transport: Transport,
+        store: CheckpointStore | None,
+        moves: bool = True,
+        report: Reporter = silent,
+        task: str = "rounds",
+    ) -> None:
+        self._config, self._coordinator, self._transport = config, coordinator, transport
+        self._store, self._moves, self._report, self._task = store, moves, report, task
+        self._progress = Progress()
+        self._best: Tensors = {}
+        self._best_sites: dict[str, Tensors] = {}
+
+    def run(self) -> Outcome:
+        """Run all rounds that are not done yet.
+
+        Raises:
+            FederationError: too few valid uploads in a round; earlier rounds stay saved.
+            StorageError: a checkpoint could not be written; earlier ones stay valid.
+        """
+        self._resume()
+        while self._progress.round < self._config.rounds:
+            self._round(self._progress.round + 1)
+        if self._progress.best_round == 0:  # no validation images anywhere
+            self._progress.best_round = self._progress.round
+            self._best, self._best_sites = self._snapshot()
+        last, last_sites = self._snapshot()
+        return Outcome(last, self._best, last_sites, self._best_sites, self._progress)
+
+    def _round(self, number: int) -> None:
+        started = time.perf_counter()
+        cohort = tuple(self._transport.sites)
+        self._coordinator.begin_round(number, cohort)
+        downloads = {site: self._coordinator.download(site) for site in cohort}
+        accepted = self._collect(number, downloads)
+        self._coordinator.end_round()
+        self._count_down(downloads)
+        after = {site: self._coordinator.download(site) for site in cohort}
+        validation = self._transport.evaluate(number, after)
+        seconds = time.perf_counter() - started
+        self._progress.seconds += seconds
+        self._note(number, seconds, accepted, validation)
+        self._progress.round = number
+        improved = self._select(number, validation)
+        self._save(number, improved)
+
+    def _collect(self, number: int, downloads: dict[str, Tensors]) -> dict[str, Metrics]:
+        """Fold the uploads in as they come; return the numbers that came with the accepted ones."""
+        accepted: dict[str, Metrics] = {}
+        refused: list[str] = []
+        waiting = iter(downloads)
+        for answer in self._transport.train(number, self._config.rounds, downloads):
+            site = next(waiting)
+            specs = {name: Spec.of(tensor) for name, tensor in downloads[site].items()}
+            try:
+                if isinstance(answer, Failure):
+                    raise UploadRejectedError(answer.reason, fix="see the site's training settings.")
+                check_upload(answer, site=site, round_number=number, specs=specs)
+            except UploadRejectedError as cause:
+                refused.append(cause.message)
+                self._progress.rejected.append({"round": number, "site": site, "reason": cause.message})
+                self._report(Event(self._task, text=f"round {number}: {cause.message}", level="warning"))
+                continue
+            self._fold(answer)
+            accepted[site] = dict(answer.metrics)
+        needed = max(1, math.ceil(self._config.quorum * len(downloads)))
+        if len(accepted) < needed:
+            raise FederationError(
+                f"Round {number}: {len(accepted)} of {len(downloads)} sites gave a valid upload, {needed} are needed. "
+                + " ".join(refused),
+                fix="mend what is said of those sites, or lower federation.quorum; the rounds before are saved.",
+            )
+        return accepted
+
+    def _fold(self, upload: Upload) -> None:
+        self._coordinator.fold(upload)
+        self._progress.steps += int(upload.metrics.get("steps", 0))
+        self._progress.images_seen += int(upload.metrics.get("images", 0))
+        if self._moves:
+            self._progress.bytes_up += upload_bytes(upload.tensors, upload.metrics)
+
+    def _count_down(self, downloads: dict[str, Tensors]) -> None:
+        if self._moves:
+            self._progress.bytes_down += sum(nbytes(tensors) for tensors in downloads.values())
+
+    def _note(
+        self, number: int, seconds: float, accepted: dict[str, Metrics], validation: dict[str, Metrics]
+    ) -> None:
+        sites: dict[str, dict[str, Any]] = {
+            site: {"loss": m.get("loss"), "steps": int(m.get("steps", 0))} for site, m in accepted.items()
+        }
+        for site, metrics in validation.items():
+            sites.setdefault(site, {})["validation"] = metrics
+        self._progress.history.append({"round": number, "seconds": seconds, "sites": sites})
+
+    def _select(self, number: int, validation: dict[str, Metrics]) -> bool:
+        """Keep this round's model if its mean validation over the sites is the best so far; ties keep the earlier."""
+        scores = [m[self._config.select] for m in validation.values() if self._config.select in m]
+        if not scores:
+            return False
+        score = sum(scores) / len(scores)
+        if not score > self._progress.best_score:
+            return False
+        self._progress.best_score, self._progress.best_round = score, number
+        self._best, self._best_sites = self._snapshot()
+        return True
+
+    def _snapshot(self) -> tuple[Tensors, dict[str, Tensors]]:
+        """Copies of the global model and of what the sites need to use it (not their optimisers)."""
+        model = {name: tensor.clone() for name, tensor in self._coordinator.model().items()}
+        sites = {
+            site: {k: v.clone() for k, v in state.items() if not k.startswith("optimizer/")}
+            for site, state in self._transport.site_states().items()
+        }
+        return model, {site: state for site, state in sites.items() if state}
+
+    def _save(self, number: int, improved: bool) -> None:
+        if self._store is None:
+            return
+        groups: dict[str, Tensors] = {"coordinator": self._coordinator.state()}
+        groups |= {f"site/{site}": state for site, state in self._transport.site_states().items()}
+        same: dict[str, int] = {}
+        best = {f"model/{k}": v for k, v in self._best.items()}
+        best |= {f"site/{site}/{k}": v for site, state in self._best_sites.items() for k, v in state.items()}
+        if improved:
+            groups["best"] = best
+        elif best:
+            same["best"] = self._progress.best_round
+        self._store.save(number, groups, asdict(self._progress), same=same)
+
+    def _resume(self) -> None:
+        saved = self._store.load() if self._store else None
+        if self._store:
+            for warning in self._store.warnings:
+                self._progress.warnings.append(warning)
+                self._report(Event(self._task, text=warning, level="warning"))
+        if saved is None:
+            return
+        self._coordinator.load_state(saved.groups["coordinator"])
+        states = {g.removeprefix("site/"): t for g, t in saved.groups.items() if g.startswith("site/")}
+        self._transport.load_site_states(states)
+        meta = {k: v for k, v in saved.meta.items() if k != "warnings"}
+        if meta.get("best_score") is None:  # JSON has no -inf
+            meta["best_score"] = -math.inf
+        self._progress = Progress(**meta, warnings=[*saved.meta["warnings"], *self._progress.warnings])
+        best = saved.groups.get("best", {})
+        self._best = {k.removeprefix("model/"): t for k, t in best.items() if k.startswith("model/")}
+        self._best_sites = {}
+        for key, tensor in best.items():
+            if key.startswith("site/"):
+                _, site, name = key.split("/", 2)
+                self._best_sites.setdefault(site, {})[name] = tensor

@@ -1,0 +1,35 @@
+"""What the round loop asks of a transport."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+from morphfed.core.types import Failure, Tensors, Upload
+
+Metrics = dict[str, float]
+
+
+class Transport(Protocol):
+    """Delivers downloads and yields uploads as they arrive."""
+
+    @property
+    def sites(self) -> Sequence[str]:
+        """Names of the training sites, in the study's order."""
+        ...
+
+    def train(self, round_number: int, rounds: int, downloads: Mapping[str, Tensors]) -> Iterator[Upload | Failure]:
+        """Have the sites of ``downloads`` train; one answer each. An upload is valid until the next is asked for."""
+        ...
+
+    def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
+        """Validation metrics by site, computed where the images are; sites without validation images are absent."""
+        ...
+
+    def site_states(self) -> dict[str, Tensors]:
+        """Private state of each site, for its own folder."""
+        ...
+
+    def load_site_states(self, states: Mapping[str, Tensors]) -> None:
+        """Inverse of :meth:`site_states`."""
+        ...

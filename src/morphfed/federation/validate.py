@@ -1,0 +1,62 @@
+"""What the coordinator accepts. A bad upload is rejected by its site's name, never averaged in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from morphfed.core.errors import UploadRejectedError
+from morphfed.core.types import Spec, Tensors, Upload
+
+_FIX = "the round goes on without this site if the quorum holds; look at the site's data and training log."
+
+
+def check_upload(upload: Upload, *, site: str, round_number: int, specs: Mapping[str, Spec]) -> None:
+    """Accept or reject one upload.
+
+    Args:
+        upload: what arrived.
+        site: who was asked.
+        round_number: for which round.
+        specs: name → shape and dtype that this round expects.
+
+    Raises:
+        UploadRejectedError: names the site and the first thing that is wrong.
+    """
+    if upload.site != site or upload.round != round_number:
+        raise _rejected(site, f"it answers round {upload.round} of '{upload.site}', expected round {round_number}")
+    missing = [n for n in specs if n not in upload.tensors]
+    unknown = [n for n in upload.tensors if n not in specs]
+    if missing or unknown:
+        raise _rejected(site, f"tensors missing: {_some(missing)}; not asked for: {_some(unknown)}")
+    for name, spec in specs.items():
+        found = Spec.of(upload.tensors[name])
+        if found != spec:
+            raise _rejected(site, f"'{name}' has {found.dtype} {found.shape}, expected {spec.dtype} {spec.shape}")
+    if not (math.isfinite(upload.weight) and upload.weight > 0):
+        raise _rejected(site, f"its weight is {upload.weight}, expected a positive number of images")
+    bad = first_not_finite(upload.tensors)
+    if bad is not None:
+        raise _rejected(site, f"'{bad}' holds NaN or infinity")
+
+
+def first_not_finite(tensors: Tensors) -> str | None:
+    """Name of the first tensor that holds NaN or infinity, or None; one pass, no copy."""
+    filled = {n: t for n, t in tensors.items() if t.numel()}
+    if not filled:
+        return None
+    norms = torch._foreach_norm(list(filled.values()), ord=math.inf)
+    finite = torch.stack([n.to("cpu", torch.float64) for n in norms]).isfinite()
+    if bool(finite.all()):
+        return None
+    return next(name for name, ok in zip(filled, finite.tolist(), strict=True) if not ok)
+
+
+def _rejected(site: str, why: str) -> UploadRejectedError:
+    return UploadRejectedError(f"Site '{site}': upload rejected: {why}.", fix=_FIX)
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" if names else "none"
