@@ -20,7 +20,8 @@ help: ## list the targets
 $(READY): pyproject.toml constraints.txt scripts/setup
 	@scripts/setup
 
-setup: $(READY) ## make .venv and install morphfed with its development tools
+setup: ## make or refresh .venv, whatever is there; PYTHON=… changes its interpreter
+	@scripts/setup
 
 demo: $(READY) ## train a small federation on synthetic films; prints where the report is
 	@$(BIN)/morphfed demo

@@ -9,7 +9,7 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,16 @@ from morphfed.core.errors import StorageError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# Read once at import: reading means setting, and another thread could create a file in between.
+_UMASK = _umask()
 
 
 def storage_error(path: Path, cause: OSError) -> StorageError:
@@ -31,7 +41,9 @@ def storage_error(path: Path, cause: OSError) -> StorageError:
             f"{path} cannot be written: {os.strerror(cause.errno or 0).lower()}.",
             fix="choose a folder that you may write to with --runs DIR, or change its permissions.",
         )
-    return StorageError(f"{path} could not be written: {cause}.", fix="check the disk, then run the same command again.")
+    return StorageError(
+        f"{path} could not be written: {cause}.", fix="check the disk, then run the same command again."
+    )
 
 
 @contextmanager
@@ -52,20 +64,15 @@ def writing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         # mkstemp makes 0600; results are ordinary files.
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as cause:
         raise storage_error(path, cause) from cause
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            with suppress(OSError):  # a disk that went away must not hide the error that says so
+                temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -119,7 +126,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as cause:
         raise StorageError(f"{path} does not exist.", fix="check the path.") from cause
     except (OSError, ValueError) as cause:
-        raise StorageError(f"{path} cannot be read: {cause}.", fix="restore the file or remove it.") from cause
+        raise StorageError(
+            f"{path} cannot be read: {cause}.", fix="restore the file or remove it."
+        ) from cause
 
 
 def sha256_file(path: Path) -> str:

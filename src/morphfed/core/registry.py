@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
@@ -25,6 +25,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, *, package: str, group: str) -> None:
         self.kind, self._package, self._group = kind, package, group
         self._items: dict[str, T] = {}
+        self._refused: dict[str, str] = {}
         self._loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -41,22 +42,50 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
-        package = import_module(self._package)
-        for module in iter_modules(package.__path__):
-            if not module.name.startswith("_"):
-                import_module(f"{self._package}.{module.name}")
+        self._loaded = True  # before the imports: a module may look a name up while it is imported
+        try:
+            package = import_module(self._package)
+            for module in iter_modules(package.__path__):
+                if not module.name.startswith("_"):
+                    import_module(f"{self._package}.{module.name}")
+        except BaseException:
+            self._loaded = False  # a second look-up fails like the first, rather than with half the names
+            raise
         for point in entry_points(group=self._group):
-            self._items.setdefault(point.name, point.load())
+            self._add_foreign(point)
+
+    def _add_foreign(self, point: EntryPoint) -> None:
+        """Add another package's object; one that cannot be loaded is named when it is asked for."""
+        owner = point.dist.name if point.dist else point.value
+        if point.name in self._items:
+            self._refused[point.name] = (
+                f"package '{owner}' also brings {self.kind} '{point.name}', which is taken"
+            )
+            return
+        try:
+            item = point.load()
+        except (ImportError, AttributeError, ValueError) as cause:
+            self._refused[point.name] = (
+                f"{self.kind} '{point.name}' of package '{owner}' cannot be loaded: {cause}"
+            )
+            return
+        self._items.setdefault(point.name, item)
 
     def __getitem__(self, name: str) -> T:
         self._load()
-        if name not in self._items:
-            raise ConfigError(
-                f"There is no {self.kind} '{name}'.{did_you_mean(name, self._items)}",
-                fix=f"choose one of: {', '.join(self.names())}.",
-            )
-        return self._items[name]
+        if name in self._items:
+            return self._items[name]
+        if name in self._refused:
+            raise ConfigError(f"{self._refused[name]}.", fix="update or uninstall that package.")
+        raise ConfigError(
+            f"There is no {self.kind} '{name}'.{did_you_mean(name, self._items)}",
+            fix=f"choose one of: {', '.join(self.names())}.",
+        )
+
+    def refused(self) -> dict[str, str]:
+        """Names that other packages bring and that are not in use → why, for `morphfed list` and `doctor`."""
+        self._load()
+        return dict(self._refused)
 
     def names(self) -> list[str]:
         """All names, sorted."""

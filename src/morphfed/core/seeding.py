@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,15 @@ def derive(seed: int, *names: str | int) -> int:
         >>> derive(0, "order", "kampala", 3) == derive(0, "order", "kampala", 4)
         False
     """
-    text = "\x1f".join([str(int(seed)), *(f"{type(n).__name__}:{n}" for n in names)])
+    text = "\x1f".join([str(int(seed)), *map(_tagged, names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _tagged(name: str | int) -> str:
+    """Text of a name: alike for a NumPy or enum value and the plain one, and never two names in one."""
+    if isinstance(name, str):
+        return "str:" + str.__str__(name).replace("\\", "\\\\").replace("\x1f", "\\x1f")
+    return f"int:{index(name)}"
 
 
 def numpy_stream(seed: int, *names: str | int) -> np.random.Generator:
