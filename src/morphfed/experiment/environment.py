@@ -1,4 +1,4 @@
-"""What a run ran on, for `results.json`: enough to repeat it, nothing that names a person, a host or a folder."""
+"""What a run ran on, for `results.json`: enough to repeat it; no person, host or folder is named."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "
 def describe() -> dict[str, Any]:
     """The block ``environment`` of `results.json`.
 
-    ``threads`` are those of this process (torch's), ``cores`` what the process may use, ``memory_gib`` what it may
-    fill. Versions of libraries that are not installed are None, and so is ``gpu`` without one that torch can use.
+    ``threads`` are torch's in this process, ``cores`` what the process may use, ``memory_gib`` what it may fill.
+    Versions of libraries that are not installed are None, and so is ``gpu`` without one that torch can use.
     """
     return {
         "morphfed": __version__,
@@ -50,12 +50,8 @@ def platform_name() -> str:
 def cpu_model() -> str:
     """Name of the processor as its maker gives it; the architecture where the system does not say."""
     if sys.platform == "darwin":
-        asked = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        question = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        asked = subprocess.run(question, capture_output=True, text=True, check=False)
         return asked.stdout.strip() or platform.machine()
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
@@ -78,11 +74,8 @@ def _cpuinfo(key: str) -> str | None:
 
 
 def cores() -> int:
-    """Cores that this process may use: the affinity mask and, in a container, the quota of the control group."""
-    if hasattr(os, "sched_getaffinity"):
-        available = len(os.sched_getaffinity(0))
-    else:
-        available = os.cpu_count() or 1
+    """Cores that this process may use: the affinity mask and, in a container, the control group's quota."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, _, period = (_cgroup("cpu.max") or "max").partition(" ")
     if quota.isdigit() and period.isdigit():
         available = min(available, max(1, round(int(quota) / int(period))))
