@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "
 def describe() -> dict[str, Any]:
     """The block ``environment`` of `results.json`.
 
-    ``threads`` are torch's in this process, ``cores`` what the process may use, ``memory_gib`` what it may fill.
+    ``threads`` are torch's in this process, ``cores`` and ``memory_gib`` what the process may use.
     Versions of libraries that are not installed are None, and so is ``gpu`` without one that torch can use.
     """
     return {
