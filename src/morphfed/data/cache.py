@@ -94,7 +94,19 @@ class ImageStore:
         Raises:
             KeyError: a picture is not stored; call :meth:`ensure` first.
         """
-        return np.array([self._rows[self.key(p)] for p in pictures], dtype=np.int64)
+        return self.rows_of(self.key(p) for p in pictures)
+
+    def keys(self) -> frozenset[str]:
+        """Keys of all stored pictures."""
+        return frozenset(self._rows)
+
+    def rows_of(self, keys: Iterable[str]) -> NDArray[np.int64]:
+        """Row numbers of known keys.
+
+        Raises:
+            KeyError: a picture is not stored.
+        """
+        return np.array([self._rows[key] for key in keys], dtype=np.int64)
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Copy rows out of the store: uint8 ``(N, size, size, 3)``, RGB."""

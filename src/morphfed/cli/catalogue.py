@@ -1,0 +1,130 @@
+"""``morphfed list`` and ``morphfed show``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+Kind = Literal["algorithms", "models", "sources", "classes"]
+
+
+def list_(kind: Kind, filter: str = "*", /) -> int:
+    """List what there is.
+
+    Args:
+        kind: algorithms, models, sources or classes.
+        filter: for models, a pattern such as 'resnet*'; 'torchvision' lists torchvision's.
+    """
+    {"algorithms": _algorithms, "models": lambda: _models(filter), "sources": _sources, "classes": _classes}[kind]()
+    return 0
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
+
+
+def _algorithms() -> None:
+    from morphfed.algorithms.base import ALGORITHMS
+
+    rows = [[n, a.title, a.facts.travels, a.facts.stays, a.facts.memory, a.facts.cost, a.paper] for n, a in ALGORITHMS.items()]
+    columns = ["name", "what", "travels", "stays", "coordinator memory", "cost a round", "paper"]
+    _table("algorithms", columns, rows)
+    sys.stdout.write("next: morphfed show NAME\n")
+
+
+def _models(pattern: str) -> None:
+    if pattern.startswith("torchvision"):
+        from torchvision import models
+
+        names = [f"torchvision/{n}" for n in models.list_models(module=models)]
+    else:
+        import timm
+
+        names = timm.list_models(pattern)
+    for name in names:
+        sys.stdout.write(f"{name}\n")
+
+
+def _sources() -> None:
+    from morphfed.data.sources.base import SOURCES
+
+    _table("sources", ["name", "what it reads"], [[name, source.title] for name, source in SOURCES.items()])
+    sys.stdout.write("next: morphfed data init DIR --source NAME\n")
+
+
+def _classes() -> None:
+    from morphfed.data.ontology import load_ontology
+
+    ontology = load_ontology()
+    roots = [node for node in ontology.nodes if not ontology.ancestors(node)]
+
+    def walk(node: str, depth: int) -> None:
+        sys.stdout.write(f"{'  ' * depth}{node}\n")
+        for child in ontology.children(node):
+            walk(child, depth + 1)
+
+    sys.stdout.write(f"ontology version {ontology.version}\n")
+    for root in roots:
+        walk(root, 0)
+
+
+def show(name: str, /) -> int:
+    """Explain one algorithm, model, source or class.
+
+    Args:
+        name: as `morphfed list` prints it.
+    """
+    from morphfed.algorithms.base import ALGORITHMS
+    from morphfed.core.errors import ConfigError, did_you_mean
+    from morphfed.data.ontology import load_ontology
+    from morphfed.data.sources.base import SOURCES
+
+    if name in ALGORITHMS.names():
+        _show_algorithm(ALGORITHMS[name])
+    elif name in SOURCES.names():
+        source = SOURCES[name]
+        sys.stdout.write(f"source {name}: {source.title}\n{(source.__doc__ or '').strip()}\n")
+    elif name in load_ontology().nodes:
+        ontology = load_ontology()
+        above = " < ".join(ontology.ancestors(name)) or "nothing"
+        below = ", ".join(ontology.children(name)) or "nothing"
+        sys.stdout.write(f"class {name}\n  is a: {above}\n  includes: {below}\n")
+    elif not _show_model(name):
+        known = [*ALGORITHMS.names(), *SOURCES.names(), *load_ontology().nodes]
+        raise ConfigError(
+            f"'{name}' is no algorithm, model, source or class.{did_you_mean(name, known)}",
+            fix="`morphfed list algorithms|models|sources|classes` prints the names.",
+        )
+    return 0
+
+
+def _show_algorithm(algorithm: Any) -> None:
+    facts = algorithm.facts
+    sys.stdout.write(f"{algorithm.name}: {algorithm.title}\n  {algorithm.equation}\n  paper: {algorithm.paper}\n")
+    sys.stdout.write(f"  travels: {facts.travels}\n  stays: {facts.stays}\n  coordinator memory: {facts.memory}\n")
+    sys.stdout.write(f"  cost a round: {facts.cost}\n\nin a study:\n  [arms.{algorithm.name}]\n")
+    for key, field in algorithm.config.model_fields.items():
+        sys.stdout.write(f"  {key} = {field.default!r}    # {field.description}\n")
+
+
+def _show_model(name: str) -> bool:
+    from morphfed.core.errors import ConfigError
+    from morphfed.models.backbone import ModelConfig, build
+
+    try:
+        network = build(ModelConfig(name=name), classes=2, image_size=224, seed=0)
+    except ConfigError:
+        return False
+    parameters = sum(p.numel() for p in network.module.parameters())
+    sys.stdout.write(f"model {name}\n  {parameters / 1e6:.2f} M parameters with two classes\n")
+    sys.stdout.write(f"  {4e-6 * parameters:.1f} MB a transfer in fp32\n  normalisation: mean {network.mean}, std {network.std}\n")
+    sys.stdout.write(f'in a study:\n  [model]\n  name = "{name}"\n')
+    return True

@@ -1,0 +1,27 @@
+"""``morphfed report``: the page again, from results.json."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def run(run: Path, /, *, out: Path | None = None) -> int:
+    """Write a run's report again.
+
+    Args:
+        run: the run's folder, or its results.json.
+        out: where the page goes; default report.html beside results.json.
+    """
+    from morphfed.core.errors import StorageError
+    from morphfed.reporting import write_report
+
+    results = run / "results.json" if run.is_dir() else run
+    if not results.is_file():
+        raise StorageError(
+            f"{results} does not exist: the run is not finished, or this is no run folder.",
+            fix="finish it with the command that started it: morphfed run STUDY.toml.",
+        )
+    page = write_report(results, out or results.with_name("report.html"))
+    sys.stdout.write(f"report: {page}\nnext: open it in a browser.\n")
+    return 0

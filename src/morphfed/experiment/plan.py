@@ -1,0 +1,150 @@
+"""What a study would do: images, units, steps, bytes, time. Nothing is trained or written."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from morphfed.core.progress import Event, Reporter, silent
+from morphfed.experiment.prepare import draft_sites, label_and_split
+from morphfed.experiment.resolve import Resolved, resolve
+from morphfed.experiment.study import Arm, load_study
+from morphfed.experiment.units import Unit, units_of
+
+FORWARD_SHARE = 1 / 3
+"""A forward pass costs about a third of a training step."""
+
+
+def plan_study(
+    study_file: Path, overrides: Sequence[str] = (), *, measure: bool = True, report: Reporter = silent
+) -> dict[str, Any]:
+    """Resolve a study completely and count what it would cost.
+
+    Args:
+        measure: time a few training steps of each network on this machine.
+
+    Raises:
+        MorphfedError: anything that would stop the run at its start.
+    """
+    study, arms = load_study(study_file, overrides)
+    resolved = resolve(study, arms, study_file.parent)
+    manifest, notes = draft_sites(study, study_file.parent, report=report)
+    manifest, left_out, split_notes = label_and_split(manifest, study)
+    frame = manifest.frame[manifest.frame["label"].notna()]
+    sites = {
+        site: {
+            "role": "held_out" if site in study.held_out else "train",
+            **{part: int(((frame["site"] == site) & (frame["split"] == part)).sum()) for part in _PARTS},
+            "left_out": sum(left_out[site].values()),
+        }
+        for site in study.sites
+    }
+    report(Event("plan", text="building the networks", done=0, total=1))
+    networks = {name: _network(resolved, arm, measure=measure) for name, arm in arms.items()}
+    units = [_unit(unit, arms[unit.arm], sites, networks[unit.arm]) for unit in units_of(study, arms)]
+    seconds = [u["seconds"] for u in units]
+    report(Event("plan", text="building the networks", done=1, total=1))
+    return {
+        "study": study.name,
+        "sites": sites,
+        "notes": [*notes, *split_notes],
+        "units": units,
+        "estimated_seconds": None if None in seconds else sum(seconds) / resolved.jobs,
+        "jobs": resolved.jobs,
+        "threads": resolved.threads,
+        "config": resolved.as_dict(),
+    }
+
+
+_PARTS = ("train", "validation", "test")
+
+
+def _network(resolved: Resolved, arm: Arm, *, measure: bool) -> dict[str, Any]:
+    import torch
+
+    from morphfed.core.types import nbytes
+    from morphfed.federation.site import Workspace
+    from morphfed.models.backbone import build
+    from morphfed.training.precision import faster_precision, step_seconds
+
+    size = resolved.study.data.image_size
+    network = build(
+        arm.model, classes=len(resolved.study.classes), image_size=size, seed=0, folder=resolved.folder
+    ).module
+    state = network.state_dict()
+    travels = Workspace.of(network, arm.model.norm).travels
+    found: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "megabytes": nbytes({name: state[name] for name in travels}) / 1e6,
+        "step_seconds": None,
+        "precision": arm.train.precision,
+    }
+    if not measure:
+        return found
+    device = torch.device(resolved.study.compute.device)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    before = torch.get_num_threads()
+    torch.set_num_threads(resolved.threads)
+    try:
+        shape: dict[str, Any] = {"image_size": size, "batch_size": arm.train.batch_size, "device": device}
+        if found["precision"] == "auto":
+            found["precision"] = faster_precision(network, **shape)
+        found["step_seconds"] = step_seconds(network, precision=found["precision"], **shape)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]) -> dict[str, Any]:
+    counts = [int(sites[s]["train"]) for s in unit.trained_on]
+    groups = [sum(counts)] if unit.pooled else counts
+    passes = arm.federation.rounds * arm.train.local_epochs
+    steps = passes * sum(-(-n // arm.train.batch_size) for n in groups)
+    judged = arm.federation.rounds * sum(int(sites[s]["validation"]) for s in unit.trained_on)
+    judged += sum(int(site["test"]) for site in sites.values())
+    step = network["step_seconds"]
+    seconds = None
+    if step is not None:
+        seconds = steps * step + judged / arm.train.batch_size * step * FORWARD_SHARE
+    traffic = 2 * network["megabytes"] * len(unit.trained_on) if unit.moves else 0.0
+    return {
+        "arm": unit.arm,
+        "model": unit.model,
+        "seed": unit.seed,
+        "rounds": arm.federation.rounds,
+        "steps": steps,
+        "parameters": network["parameters"],
+        "megabytes_per_round": traffic,
+        "precision": network["precision"],
+        "seconds": seconds,
+    }
+
+
+def render_plan(plan: Mapping[str, Any]) -> str:
+    """The plan as text for a terminal."""
+    lines = [f"study {plan['study']}", "", "sites"]
+    width = max(len(name) for name in plan["sites"])
+    for name, site in plan["sites"].items():
+        parts = "  ".join(f"{part} {site[part]:>5}" for part in _PARTS)
+        left = f"  left out {site['left_out']}" if site["left_out"] else ""
+        lines.append(f"  {name:<{width}}  {site['role']:<8}  {parts}{left}")
+    lines += ["", "notes", *(f"  {note}" for note in plan["notes"]), "", "models (one seed)"]
+    first = plan["units"][0]["seed"]
+    width = max(len(u["model"]) for u in plan["units"])
+    for u in (u for u in plan["units"] if u["seed"] == first):
+        time = "" if u["seconds"] is None else f"  about {_duration(u['seconds'])}"
+        lines.append(
+            f"  {u['model']:<{width}}  {u['rounds']} rounds  {u['steps']:>6} steps  {u['parameters'] / 1e6:.2f} M "
+            f"parameters  {u['megabytes_per_round']:.1f} MB a round  {u['precision']}{time}"
+        )
+    seeds = Counter(u["seed"] for u in plan["units"])
+    lines += ["", f"{len(plan['units'])} units over {len(seeds)} seeds, {plan['jobs']} at once"]
+    if plan["estimated_seconds"] is not None:
+        lines[-1] += f": about {_duration(plan['estimated_seconds'])} of training on this machine"
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

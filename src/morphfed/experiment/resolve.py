@@ -1,0 +1,136 @@
+"""A study with nothing left open: device, processes, threads and precision decided."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from morphfed.core.errors import ConfigError
+from morphfed.experiment.study import Arm, Study
+from morphfed.experiment.units import units_of
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A study ready to run.
+
+    Attributes:
+        study: with ``compute.device`` decided.
+        arms: by name.
+        jobs: processes that train at once.
+        threads: torch threads of each.
+        folder: the study file's, for relative paths.
+    """
+
+    study: Study
+    arms: dict[str, Arm]
+    jobs: int
+    threads: int
+    folder: Path
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked for, without what only says where to compute; a resumed run must ask for the same."""
+        plain = self.study.model_dump(mode="json", exclude={"compute", "arms", "title"})
+        return {**plain, "arms": {name: arm.as_dict() for name, arm in self.arms.items()}}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings as they are used."""
+        compute = {"device": self.study.compute.device, "threads": self.threads}
+        return {**self.asked(), "compute": compute}
+
+    def measured(self) -> Resolved:
+        """Replace ``precision = "auto"`` in every arm by what is faster on this machine."""
+        found: dict[str, str] = {}
+        arms = {}
+        for name, arm in self.arms.items():
+            if arm.train.precision == "auto":
+                key = arm.model.model_dump_json() + str(arm.train.batch_size)
+                if key not in found:
+                    found[key] = self._faster(arm)
+                arm = _with_precision(arm, found[key])
+            arms[name] = arm
+        return replace(self, arms=arms)
+
+    def _faster(self, arm: Arm) -> str:
+        import torch
+
+        from morphfed.models.backbone import build
+        from morphfed.training.precision import faster_precision
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            network = build(
+                arm.model,
+                classes=len(self.study.classes),
+                image_size=self.study.data.image_size,
+                seed=0,
+                folder=self.folder,
+            ).module
+            device = torch.device(self.study.compute.device)
+            network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return faster_precision(
+                network, image_size=self.study.data.image_size, batch_size=arm.train.batch_size, device=device
+            )
+        finally:
+            torch.set_num_threads(before)
+
+    def with_measured(self, saved: Mapping[str, Any]) -> Resolved:
+        """Take the measured choices of the run's first call."""
+        arms = {
+            name: _with_precision(arm, saved["arms"][name]["train"]["precision"]) for name, arm in self.arms.items()
+        }
+        compute = self.study.compute.model_copy(update={"device": saved["compute"]["device"]})
+        study = self.study.model_copy(update={"compute": compute})
+        return replace(self, study=study, arms=arms, threads=int(saved["compute"]["threads"]))
+
+
+def _with_precision(arm: Arm, precision: str) -> Arm:
+    chosen = cast("Literal['fp32', 'bf16']", precision)
+    return replace(arm, train=arm.train.model_copy(update={"precision": chosen}))
+
+
+def resolve(study: Study, arms: dict[str, Arm], folder: Path) -> Resolved:
+    """Decide the device, and how many processes train at once with how many threads.
+
+    On a CPU, units in processes of one thread each are faster than one unit with many threads: small batches do not
+    fill several cores. On a GPU one unit at a time has the whole card.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    device = _device(study.compute.device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    units = len(units_of(study, arms))
+    jobs = study.compute.jobs or (min(cores, units) if device == "cpu" else 1)
+    # From the cores and the asked jobs only: the number of units left must not change what is computed.
+    threads = study.compute.threads or max(1, cores // (study.compute.jobs or (cores if device == "cpu" else 1)))
+    compute = study.compute.model_copy(update={"device": device})
+    return Resolved(study.model_copy(update={"compute": compute}), arms, jobs, threads, folder)
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as cause:
+        raise ConfigError(f"compute.device = '{wanted}' is no device.", fix="use auto, cpu, cuda or cuda:0.") from cause
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"compute.device = '{wanted}': there is no such GPU here.", fix="use auto or cpu.")
+    return wanted
+
+
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """``key: old → new`` for every value in which two plain configurations differ."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        found = []
+        for key in [*before, *(k for k in now if k not in before)]:
+            found += differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        return found
+    return [] if before == now else [f"{path}: {before!r} → {now!r}"]

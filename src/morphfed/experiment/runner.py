@@ -1,0 +1,203 @@
+"""Run a study: prepare the data, train every unit, evaluate, write results.json and report.html.
+
+The same command resumes: units that are done are left alone, a unit that was cut off goes on at its last round.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from morphfed.core.errors import ConfigError, MorphfedError, StorageError
+from morphfed.core.files import read_json, sha256_text, storage_error, write_bytes, write_json
+from morphfed.core.progress import Event, Reporter, silent
+from morphfed.experiment.pool import Job, run_jobs
+from morphfed.experiment.prepare import Prepared, prepare
+from morphfed.experiment.resolve import Resolved, differences, resolve
+from morphfed.experiment.study import load_study
+from morphfed.experiment.train_unit import is_done
+from morphfed.experiment.units import Unit, units_of
+
+CONFIG = "config.json"
+RESULTS = "results.json"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where a run goes.
+
+    Attributes:
+        runs: folder of all runs; the image cache lives in it too.
+        run: this run's folder; None = ``runs/NAME``.
+        overrides: ``key=value`` on top of the study file.
+    """
+
+    runs: Path = Path("runs")
+    run: Path | None = None
+    overrides: Sequence[str] = ()
+
+    @property
+    def cache(self) -> Path:
+        """The image store that all runs share."""
+        return Path(os.environ.get("MORPHFED_CACHE") or self.runs / ".cache")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run left.
+
+    Attributes:
+        run: its folder.
+        results: the path of results.json.
+        report: the path of report.html.
+        failed: units that could not be trained → why.
+    """
+
+    run: Path
+    results: Path
+    report: Path
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def run_study(study_file: Path, options: Options, *, report: Reporter = silent) -> Finished:
+    """Run or resume a study.
+
+    Raises:
+        MorphfedError: anything that a user can mend; what was finished before stays.
+    """
+    started = time.perf_counter()
+    study, arms = load_study(study_file, options.overrides)
+    run = options.run or options.runs / study.name
+    with _locked(run):
+        resolved = _settle(study_file, resolve(study, arms, study_file.parent), run)
+        prepared = prepare(resolved.study, run, options.cache, study_file.parent, report=report)
+        for note in prepared.notes:
+            report(Event("data", text=note, level="info"))
+        _check_data(resolved, run, report)
+        units = units_of(resolved.study, resolved.arms)
+        failed = _train(units, resolved, run, options.cache, study_file.parent, report)
+        _refuse_nothing(units, failed)
+        _add_seconds(run, time.perf_counter() - started)
+        results, page = write_results(resolved, units, prepared, run, failed, report=report)
+    return Finished(run, results, page, failed)
+
+
+def write_results(
+    resolved: Resolved,
+    units: Sequence[Unit],
+    prepared: Prepared,
+    run: Path,
+    failed: Mapping[str, str],
+    *,
+    report: Reporter = silent,
+) -> tuple[Path, Path]:
+    """Evaluate all finished units and write results.json and report.html."""
+    from morphfed.experiment.results import build_results
+    from morphfed.reporting import write_report
+
+    results = build_results(resolved, units, prepared, run, failed, report=report)
+    write_json(run / RESULTS, results)
+    report(Event("report", 0, 1, "writing the report"))
+    page = write_report(run / RESULTS, run / REPORT)
+    report(Event("report", 1, 1, "writing the report"))
+    return run / RESULTS, page
+
+
+@contextmanager
+def _locked(run: Path) -> Iterator[None]:
+    """Only one process may work in a run folder."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run / ".lock")
+        lock.acquire(timeout=2)
+    except Timeout as cause:
+        raise StorageError(
+            f"Another morphfed process works in {run}.", fix="wait for it, or name another folder with --run."
+        ) from cause
+    except OSError as cause:
+        raise storage_error(run, cause) from cause
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _settle(study_file: Path, resolved: Resolved, run: Path) -> Resolved:
+    """Write the resolved study on the first call; on later ones check that it is the same study.
+
+    Choices that were measured (precision) are taken from the first call, so a resumed run computes the same.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        final = resolved.measured()
+        write_bytes(run / "study.toml", study_file.read_bytes())
+        write_json(path, {"asked": resolved.asked(), "resolved": final.as_dict(), "seconds": 0.0})
+        return final
+    saved = read_json(path)
+    changed = differences(saved["asked"], resolved.asked())
+    if changed:
+        raise ConfigError(
+            f"{run} holds a run with other settings: {'; '.join(changed[:4])}{'; …' if len(changed) > 4 else ''}.",
+            fix="name another folder with --run DIR, or restore the settings to resume that run.",
+        )
+    return resolved.with_measured(saved["resolved"])
+
+
+def fingerprint(resolved: Resolved, unit: Unit) -> str:
+    """Identifies what a unit's checkpoints belong to."""
+    import json
+
+    return sha256_text(json.dumps([resolved.as_dict(), unit.key], sort_keys=True))
+
+
+def _check_data(resolved: Resolved, run: Path, report: Reporter) -> None:
+    if not resolved.study.data.check or (run / "check.json").is_file():
+        return
+    from morphfed.data.manifest import Manifest
+    from morphfed.data.quality import check
+
+    found = check(
+        Manifest.read(run / "manifest.parquet"),
+        classes=resolved.study.classes,
+        min_per_class=resolved.study.data.min_per_class,
+        report=report,
+    )
+    write_json(run / "check.json", found.to_json())
+    for finding in found.findings:
+        if finding.level != "info":
+            report(Event("check", text=f"{finding.message} ({finding.count})", level="warning"))
+
+
+def _train(
+    units: Sequence[Unit], resolved: Resolved, run: Path, cache: Path, study_folder: Path, report: Reporter
+) -> dict[str, str]:
+    todo = [unit for unit in units if not is_done(unit, run)]
+    if len(todo) < len(units):
+        report(Event("resume", text=f"{len(units) - len(todo)} of {len(units)} units were already done", level="info"))
+    jobs = [Job(unit, resolved, run, cache, study_folder, fingerprint(resolved, unit)) for unit in todo]
+    failed = run_jobs(jobs, processes=min(resolved.jobs, max(1, len(jobs))), threads=resolved.threads, report=report)
+    for name, why in failed.items():
+        report(Event(name, text=f"{name}: {why}", level="warning"))
+    return failed
+
+
+def _refuse_nothing(units: Sequence[Unit], failed: Mapping[str, str]) -> None:
+    if len(failed) == len(units):
+        first = next(iter(failed.values()))
+        raise MorphfedError(f"No unit could be trained. The first said: {first}", fix="mend that and run again.")
+
+
+def _add_seconds(run: Path, seconds: float) -> None:
+    saved: dict[str, Any] = read_json(run / CONFIG)
+    saved["seconds"] = float(saved.get("seconds", 0.0)) + seconds
+    saved.setdefault("created", datetime.now(UTC).isoformat(timespec="seconds"))
+    write_json(run / CONFIG, saved)

@@ -1,0 +1,209 @@
+"""A study file: which sites, which classes, which arms. Everything is resolved and checked before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig
+from morphfed.core.config import Config, override, read_toml, validate
+from morphfed.core.errors import ConfigError, did_you_mean
+from morphfed.federation.loop import FederationConfig
+from morphfed.models.backbone import ModelConfig
+from morphfed.training.config import TrainConfig
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+
+
+class SiteConfig(Config):
+    """Where one site's images are: a folder that a source adapter reads, or a manifest."""
+
+    path: str = Field(description="folder of images, or a .parquet/.csv manifest; relative to data.root")
+    source: str | None = Field(None, description="source adapter; empty: the one that fits best")
+    um_per_px: float | None = Field(None, gt=0, description="micrometres per pixel; empty: from the source")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the source adapter")
+
+
+class SplitConfig(Config):
+    """Shares of a training site's images (patients where known). Held-out sites are all test."""
+
+    train: float = Field(0.6, gt=0, lt=1, description="share for training")
+    validation: float = Field(0.1, ge=0, lt=1, description="share for choosing the best round")
+    test: float = Field(0.3, gt=0, lt=1, description="share for the report")
+    seed: int = Field(0, ge=0, description="of the split; the same for every training seed")
+
+
+class DataConfig(Config):
+    """How images become tensors."""
+
+    root: str = Field(".", description="folder that the sites' paths are relative to; relative to the study file")
+    image_size: int = Field(96, ge=16, le=1024, description="side of the stored pictures in pixels")
+    field_um: float | None = Field(25.0, gt=0, description="side of the kept square in µm; empty: the whole picture")
+    estimate_scale: bool = Field(True, description="estimate µm per pixel from the nuclei where it is unknown")
+    pad: Literal["edge", "none"] = Field("none", description="where the field is larger than the picture")
+    split: SplitConfig = Field(default_factory=SplitConfig, description="shares of the parts")
+    min_per_class: int = Field(5, ge=1, description="fewer images of a class at a site are pointed out")
+    check: bool = Field(True, description="run the data check before training")
+
+
+class EvaluationConfig(Config):
+    """How arms are judged."""
+
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples")
+    use: Literal["best", "last"] = Field("best", description="which round's model is tested")
+
+
+class ComputeConfig(Config):
+    """What the machine gives. None of it changes what is computed, except threads and device in the last bits."""
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    jobs: int = Field(0, ge=0, description="units trained at once in processes of their own; 0: one a core")
+    threads: int = Field(0, ge=0, description="torch threads a process; 0: cores / jobs")
+
+
+class Study(Config):
+    """A study as written."""
+
+    name: str = Field(description="short name; the run folder is called after it")
+    title: str = Field("", description="headline of the report")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training run of every arm each")
+    classes: tuple[str, ...] = Field(min_length=2, description="nodes of the ontology; finer labels are joined")
+    held_out: tuple[str, ...] = Field((), description="sites that never train and never select")
+    sites: dict[str, SiteConfig] = Field(min_length=1, description="the sites by name")
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    federation: FederationConfig = Field(default_factory=FederationConfig)
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=lambda: {"local": {}, "centralised": {}, "fedavg": {}, "fedprox": {}},
+        description="what is compared; keys: algorithm, its own keys, and model/train/federation overrides",
+    )
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    compute: ComputeConfig = Field(default_factory=ComputeConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value):
+            raise ValueError("use lower-case letters, digits, '-' and '_'")
+        return value
+
+    @field_validator("sites", "arms")
+    @classmethod
+    def _plain_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"'{name}': use lower-case letters, digits, '-' and '_'")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value) or min(value) < 0:
+            raise ValueError("seeds must be distinct and not negative")
+        return value
+
+    @property
+    def training_sites(self) -> list[str]:
+        """Sites that train, in the study's order."""
+        return [name for name in self.sites if name not in self.held_out]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing compared, with all its settings resolved.
+
+    Attributes:
+        name: as in the study.
+        algorithm: the registered algorithm.
+        config: its keys.
+        model, train, federation: the study's, with this arm's overrides.
+    """
+
+    name: str
+    algorithm: Algorithm
+    config: AlgorithmConfig
+    model: ModelConfig
+    train: TrainConfig
+    federation: FederationConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for config.json."""
+        return {
+            "algorithm": self.algorithm.name,
+            "config": self.config.model_dump(mode="json"),
+            "model": self.model.model_dump(mode="json"),
+            "train": self.train.model_dump(mode="json"),
+            "federation": self.federation.model_dump(mode="json"),
+        }
+
+
+_TABLES = ("model", "train", "federation")
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, dict[str, Arm]]:
+    """Read a study file, apply ``key=value`` overrides, and check all of it.
+
+    Raises:
+        ConfigError: names the key, the site or the arm, and what was expected.
+    """
+    values = override(read_toml(path), overrides)
+    study = validate(Study, values, where=str(path))
+    _check_sites(study, path)
+    return study, {name: resolve_arm(study, name, where=str(path)) for name in study.arms}
+
+
+def _check_sites(study: Study, path: Path) -> None:
+    for name in study.held_out:
+        if name not in study.sites:
+            raise ConfigError(
+                f"{path}: held_out names the site '{name}', which is not in [sites].{did_you_mean(name, study.sites)}",
+                fix="correct the name, or add the site.",
+            )
+    if not study.training_sites:
+        raise ConfigError(f"{path}: every site is held out.", fix="leave at least one site to train.")
+    if not study.arms:
+        raise ConfigError(f"{path}: no arm is named.", fix="add for example [arms.fedavg].")
+    from morphfed.data.ontology import load_ontology
+
+    load_ontology().resolve_classes(study.classes)
+
+
+def resolve_arm(study: Study, name: str, *, where: str) -> Arm:
+    """One arm with the study's settings and its own overrides.
+
+    Raises:
+        ConfigError: unknown algorithm or key.
+    """
+    own = dict(study.arms[name])
+    algorithm = ALGORITHMS[str(own.pop("algorithm", name))]
+    tables: dict[str, Any] = {}
+    for table in _TABLES:
+        changes = own.pop(table, {})
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"{where}: arms.{name}.{table} must be a table.", fix=f"write [arms.{name}.{table}].")
+        base: Config = getattr(study, table)
+        tables[table] = validate(type(base), _merge(base.model_dump(), changes), where=f"{where}: arms.{name}.{table}")
+    known = set(algorithm.config.model_fields) | {"algorithm", *_TABLES}
+    for key in own:
+        if key not in known:
+            raise ConfigError(
+                f"{where}: unknown key 'arms.{name}.{key}'.{did_you_mean(key, known)} "
+                f"Known here: {', '.join(sorted(known))}.",
+                fix="correct the key; `morphfed show " + algorithm.name + "` explains each.",
+            )
+    config = validate(algorithm.config, own, where=f"{where}: arms.{name}")
+    return Arm(name, algorithm, config, **tables)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in changes.items():
+        old = result.get(key)
+        result[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result

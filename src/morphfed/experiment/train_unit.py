@@ -1,0 +1,252 @@
+"""Train one unit and predict with it everywhere."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from morphfed.core.files import read_json, sha256_file, write_json
+from morphfed.core.progress import Event, Reporter, silent
+from morphfed.core.seeding import derive
+from morphfed.core.types import Spec, Tensors
+from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
+from morphfed.evaluation.predictions import Predictions, write_predictions
+from morphfed.experiment.units import POOLED, Unit
+from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.loop import Outcome, RoundLoop
+from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace
+from morphfed.federation.transports.inprocess import InProcess
+from morphfed.models import weights
+from morphfed.models.backbone import Backbone, build
+from morphfed.privacy.egress import Declaration, EgressGate
+from morphfed.training.dataset import ImageSet, pool
+from morphfed.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from morphfed.experiment.prepare import Prepared
+    from morphfed.experiment.study import Arm, Study
+
+DONE = "unit.json"
+
+
+def is_done(unit: Unit, run: Path) -> bool:
+    """Whether the unit has been trained, predicted with and written."""
+    return (unit.folder(run) / DONE).is_file()
+
+
+def train_unit(
+    unit: Unit,
+    study: Study,
+    arm: Arm,
+    prepared: Prepared,
+    *,
+    run: Path,
+    study_folder: Path,
+    fingerprint: str,
+    report: Reporter = silent,
+) -> None:
+    """Run a unit's rounds from wherever they stopped; write its models, predictions and ``unit.json``.
+
+    Args:
+        fingerprint: hash of the resolved study; checkpoints of another study are refused.
+
+    Raises:
+        FederationError: a round lost its quorum.
+        StorageError: something could not be written; what was saved before stays.
+    """
+    folder = unit.folder(run)
+    device = torch.device(study.compute.device)
+    backbone = build(
+        arm.model,
+        classes=len(study.classes),
+        image_size=study.data.image_size,
+        seed=derive(unit.seed, "weights"),
+        folder=study_folder,
+    )
+    model = backbone.module.to(device)
+    if arm.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    trainer = Trainer(arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed)
+    # A model trained at one site alone has nothing site-local: its norms are part of it.
+    workspace = Workspace.of(model, arm.model.norm if unit.moves else "batch")
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    sites = _sites(unit, arm, prepared, trainer, workspace, study, folder)
+    store = CheckpointStore(folder, fingerprint)
+    loop = RoundLoop(
+        arm.federation,
+        coordinator=arm.algorithm.coordinator(arm.config, {k: initial[k] for k in workspace.travels}),
+        transport=InProcess(sites, report=report, task=unit.key),
+        store=store,
+        moves=unit.moves,
+        report=report,
+        task=unit.key,
+    )
+    outcome = loop.run()
+    _save_models(unit, study, arm, backbone, outcome, initial, folder)
+    report(Event(unit.key, text="predicting"))
+    chosen = (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
+    found = _predict(unit, study, prepared, trainer, workspace, *chosen)
+    write_predictions(folder / "predictions.parquet", found)
+    _finish(unit, study, arm, outcome, model, folder)
+
+
+def _sites(
+    unit: Unit,
+    arm: Arm,
+    prepared: Prepared,
+    trainer: Trainer,
+    workspace: Workspace,
+    study: Study,
+    folder: Path,
+) -> list[Site]:
+    state = workspace.model.state_dict()
+    declaration = Declaration(
+        {name: Spec.of(state[name]) for name in workspace.travels},
+        UPLOAD_METRICS,
+        f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
+    )
+    keep = arm.train.optimizer_state == "keep" or (arm.train.optimizer_state == "auto" and not unit.moves)
+
+    def site(name: str, train: ImageSet, validation: dict[str, ImageSet]) -> Site:
+        return Site(
+            name,
+            train=train,
+            validation=validation,
+            trainer=trainer,
+            workspace=workspace,
+            half=arm.algorithm.site(arm.config),
+            gate=EgressGate(name, declaration, folder / "ledger.jsonl" if unit.moves else None),
+            measure=validation_metrics,
+            keep_optimizer=keep,
+        )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sets = {name: prepared.sets[name] for name in unit.trained_on}
+    if unit.pooled:
+        joined = pool([parts["train"] for parts in sets.values()])
+        return [site(POOLED, joined, {name: parts["validation"] for name, parts in sets.items()})]
+    return [site(name, parts["train"], {name: parts["validation"]}) for name, parts in sets.items()]
+
+
+def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
+    """What a site reports of its validation part each round: balanced accuracy, macro-F1, and mean log loss."""
+    counts = confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return {
+        "balanced_accuracy": float(balanced_accuracy(counts)),
+        "macro_f1": float(macro_f1(counts)),
+        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
+    }
+
+
+def _full(initial: Tensors, *parts: Tensors) -> Tensors:
+    """A complete state dict: the initial one with the trained parts over it."""
+    result = dict(initial)
+    for part in parts:
+        result.update(part)
+    return result
+
+
+def _save_models(
+    unit: Unit, study: Study, arm: Arm, backbone: Backbone, outcome: Outcome, initial: Tensors, folder: Path
+) -> None:
+    """Global models as complete state dicts, site-local parts in each site's folder; the same training, same bytes."""
+    card = {
+        "morphfed": json.dumps(
+            {
+                "architecture": arm.model.model_dump(mode="json", exclude={"weights"}),
+                "classes": list(study.classes),
+                "image_size": study.data.image_size,
+                "field_um": study.data.field_um,
+                "mean": backbone.mean,
+                "std": backbone.std,
+                "arm": unit.arm,
+                "trained_on": list(unit.trained_on),
+                "seed": unit.seed,
+            },
+            sort_keys=True,
+        )
+    }
+    for name, model, sites in (
+        ("last", outcome.last, outcome.last_sites),
+        ("best", outcome.best, outcome.best_sites),
+    ):
+        weights.save(folder / f"{name}.safetensors", _full(initial, model), card)
+        for site, state in sites.items():
+            weights.save(folder / "sites" / site / f"{name}.safetensors", state, card)
+
+
+def _predict(
+    unit: Unit,
+    study: Study,
+    prepared: Prepared,
+    trainer: Trainer,
+    workspace: Workspace,
+    model: Tensors,
+    sites: dict[str, Tensors],
+) -> dict[str, Predictions]:
+    found = {}
+    for name in study.sites:
+        data = prepared.sets[name]["test"]
+        if not len(data):
+            continue
+        workspace.load(model)
+        if workspace.local:
+            _load_local(workspace, trainer, data, sites.get(name))
+        found[name] = Predictions(
+            classes=study.classes,
+            ids=data.ids.astype(str),
+            labels=data.labels,
+            probabilities=trainer.predict(workspace.model, data),
+            clusters=data.clusters.astype(str),
+            cluster_unit="patient" if prepared.cluster_units[name] == "patient" else "image",
+        )
+    return found
+
+
+def _load_local(workspace: Workspace, trainer: Trainer, data: ImageSet, state: Tensors | None) -> None:
+    """A training site uses its own norms; a newcomer re-estimates them on its own images, without labels."""
+    if state is not None:
+        local = {k.removeprefix("local/"): v for k, v in state.items() if k.startswith("local/")}
+        workspace.load(local)
+        return
+    workspace.load(workspace.fresh)
+    trainer.restimate_norms(workspace.model, data)
+
+
+def _finish(unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.nn.Module, folder: Path) -> None:
+    progress = outcome.progress
+    warnings = list(progress.warnings)
+    if arm.model.norm == "local" and unit.moves and study.held_out:
+        warnings.append(
+            "normalisation is site-local: at held-out sites its statistics were re-estimated on that site's own "
+            "unlabelled images (adaptation)"
+        )
+    entry = {
+        "arm": unit.arm,
+        "seed": unit.seed,
+        "model": unit.model,
+        "algorithm": arm.algorithm.name,
+        "trained_on": list(unit.trained_on),
+        "rounds": arm.federation.rounds,
+        "best_round": progress.best_round,
+        "selected": study.evaluation.use,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "models": {name: sha256_file(folder / f"{name}.safetensors") for name in ("best", "last")},
+        **{k: v for k, v in asdict(progress).items() if k not in {"round", "best_round", "best_score", "warnings"}},
+        "warnings": warnings,
+    }
+    write_json(folder / DONE, entry)
+
+
+def read_unit(unit: Unit, run: Path) -> dict[str, Any]:
+    """What :func:`train_unit` wrote last."""
+    entry: dict[str, Any] = read_json(unit.folder(run) / DONE)
+    return entry
