@@ -1,6 +1,6 @@
 """`morphfed doctor`: is this machine fit for a study? One line a check, and the fix for what is not.
 
-No check touches the network. What may crash or hang at import (torch, torchvision) runs in a process of its own.
+No check touches the network. Imports that may crash or hang (torch, torchvision) run in another process.
 """
 
 from __future__ import annotations
@@ -95,26 +95,34 @@ def packages() -> Check:
 
 def libraries(probed: dict[str, Any]) -> Iterator[Check]:
     """torch, torchvision and timm start, and torch and torchvision are a pair."""
+    first_error = ""
     for name in ("torch", "torchvision", "timm"):
-        error = probed.get("errors", {}).get(name)
-        installed = environment.installed(name)
-        if installed is None:
+        error = probed["errors"].get(name, "")
+        version = environment.installed(name)
+        if version is None:
             yield Check(name, "FAIL", "not installed", _install("torch", "torchvision", "timm"))
+        elif error and error == first_error:
+            yield Check(name, "FAIL", f"{version} does not start, for the same reason", "the one above.")
         elif error:
-            yield Check(name, "FAIL", f"{installed} does not start: {error}", _import_fix(error))
-        elif name == "torchvision" and not is_pair(environment.installed("torch") or "0.0", installed):
-            torch = environment.installed("torch") or "?"
-            yield Check(name, "WARN", f"{installed} was not made for torch {torch}", _pair_fix())
+            first_error = error
+            reason, fix = _import_problem(error)
+            yield Check(name, "FAIL", f"{version} does not start: {error}{reason}", fix)
+        elif name == "torchvision" and not is_pair(environment.installed("torch") or "0.0", version):
+            torch = environment.installed("torch")
+            yield Check(name, "WARN", f"{version} was not made for torch {torch}", _pair_fix())
+        elif name in probed["seconds"]:
+            yield Check(name, "PASS", f"{version}, starts in {probed['seconds'][name]:.1f} s")
         else:
-            seconds = probed.get("seconds", {}).get(name, 0.0)
-            yield Check(name, "PASS", f"{installed}, starts in {seconds:.1f} s")
+            yield Check(
+                name, "WARN", f"{version}, not started: one before it ended the process", "the one above."
+            )
 
 
 def is_pair(torch: str, torchvision: str) -> bool:
     """Whether two versions belong together.
 
-    torchvision names its torch in its package metadata: exactly one up to torchvision 0.28 (0.21 with torch 2.6,
-    0.26 with 2.11, 0.28 with 2.13); from 0.29 on, torch 2.14 or newer.
+    torchvision names its torch in its package metadata: exactly one up to torchvision 0.28 (0.26 with 2.11,
+    0.28 with 2.13); from 0.29 on, torch 2.14 or newer.
     """
     (torch_major, torch_minor), (_, vision_minor) = _release(torch), _release(torchvision)
     if vision_minor >= 29:
@@ -134,16 +142,15 @@ def _pair_fix() -> str:
     return _install("--no-deps", wanted)
 
 
-def _import_fix(error: str) -> str:
-    if _MISSING_OPERATOR in error:
-        torch, vision = environment.installed("torch") or "0.0", environment.installed("torchvision") or "0.0"
-        if not is_pair(torch, vision):
-            return _pair_fix()
-        # The versions fit, so the builds do not: one for CPU only, the other for CUDA.
-        return (
-            _install(*_reinstall(), "torch", "torchvision") + "   (one is built for CUDA, the other is not)"
-        )
-    return _install(*_reinstall(), "torch", "torchvision", "timm")
+def _import_problem(error: str) -> tuple[str, str]:
+    """What is behind an import error, and the command that mends it."""
+    if _MISSING_OPERATOR not in error:
+        return "", _install(*_reinstall(), "torch", "torchvision", "timm")
+    torch, vision = environment.installed("torch") or "0.0", environment.installed("torchvision") or "0.0"
+    if not is_pair(torch, vision):
+        return f" (it was not made for torch {torch})", _pair_fix()
+    reason = f" (one of torch {torch} and torchvision {vision} is built for the CPU only, the other for CUDA)"
+    return reason, _install(*_reinstall(), "torch", "torchvision")
 
 
 def _reinstall() -> list[str]:
@@ -220,7 +227,7 @@ def gpu(probed: dict[str, Any]) -> Check:
             "gpu",
             "WARN",
             f"an NVIDIA driver is here, but torch {build} cannot use it",
-            "install a torch built for CUDA, or a newer driver (`nvidia-smi` names the newest CUDA it takes).",
+            "install a torch built for CUDA, or a newer driver (`nvidia-smi` names the CUDA it takes).",
         )
     return Check("gpu", "PASS", "none; training runs on the CPU")
 
@@ -253,7 +260,9 @@ def precision(probed: dict[str, Any]) -> Check:
     """bf16 against fp32, measured: a processor may offer bf16 and be slower with it."""
     seconds = probed.get("precision")
     if not seconds:
-        return Check("precision", "WARN", "not measured, because torch does not start", "mend torch first.")
+        return Check(
+            "precision", "WARN", "not measured: torch does not start or stopped", "mend torch first."
+        )
     fp32, bf16 = seconds["fp32"], seconds["bf16"]
     measured = f"{bf16 * 1e3:.1f} and {fp32 * 1e3:.1f} ms a step, small net, {seconds['device']}"
     return Check("precision", "PASS", f"bf16 is {fp32 / bf16:.1f} × as fast as fp32 ({measured})")
@@ -293,16 +302,20 @@ def extras() -> Check:
     partly = {e: missing[e] for e in without if len(missing[e]) < len(needed[e])}
     if partly:
         details = "; ".join(f"{e} lacks {', '.join(ps)}" for e, ps in partly.items())
-        return Check("extras", "WARN", f"{found}; {details}", _install(f"morphfed[{','.join(partly)}]"))
+        return Check(
+            "extras", "WARN", f"{found}; {details}", _install(*(p for ps in partly.values() for p in ps))
+        )
     return Check("extras", "PASS", found)
 
 
 def plugins(probed: dict[str, Any]) -> Check:
     """Algorithms and sources that other packages bring and that cannot be used."""
-    refused: list[str] = probed.get("refused", [])
-    if refused:
+    if "registered" not in probed:
+        why = probed["errors"].get("plug-ins", "because torch, torchvision or timm does not start")
+        return Check("plug-ins", "WARN", f"not looked at: {why}", "mend what failed above.")
+    if refused := probed["refused"]:
         return Check("plug-ins", "WARN", "; ".join(refused), "update or uninstall that package.")
-    return Check("plug-ins", "PASS", f"{probed.get('registered', 0)} algorithms and sources")
+    return Check("plug-ins", "PASS", f"{probed['registered']} algorithms and sources")
 
 
 def _print(checks: list[Check], worst: Status, seconds: float) -> None:
@@ -332,10 +345,12 @@ def _print(checks: list[Check], worst: Status, seconds: float) -> None:
 
 
 def _run_probe() -> dict[str, Any]:
-    """What `probe` found, in a process of its own: an import may end the process or never come back."""
+    """What `_probe` found, in a process of its own: an import may end the process or never come back."""
     command = [sys.executable, "-P", "-m", "morphfed.cli._probe"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=PROBE_SECONDS, check=False
+        )
         output, ended = done.stdout, f"the process ended with status {done.returncode}"
         if done.returncode < 0:
             ended = f"the process was ended by signal {-done.returncode}"
@@ -349,7 +364,7 @@ def _run_probe() -> dict[str, Any]:
             told = loads(line)
         except JSONDecodeError:  # a library that prints while it is imported
             continue
-        for key, value in told.items():
+        for key, value in told.items() if isinstance(told, dict) else ():
             found[key] = {**found[key], **value} if key in ("errors", "seconds") else value
     if "done" not in found:
         # What was begun last is what ended the process.
