@@ -1,0 +1,114 @@
+"""A federation small enough for a test: three sites, coloured squares, a two-layer network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from morphfed.algorithms.base import ALGORITHMS
+from morphfed.core.types import Spec
+from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.loop import FederationConfig, RoundLoop
+from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace
+from morphfed.federation.transports.inprocess import InProcess
+from morphfed.privacy.egress import Declaration, EgressGate
+from morphfed.training.config import TrainConfig
+from morphfed.training.dataset import ImageSet
+from morphfed.training.trainer import Trainer
+
+SIZE = 8
+
+
+class Pictures:
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[rows]
+
+
+def make_set(n: int, seed: int) -> ImageSet:
+    """Two classes: reddish and bluish squares."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    pixels = rng.integers(0, 120, (n, SIZE, SIZE, 3), dtype=np.uint8)
+    pixels[labels == 0, ..., 0] += 100
+    pixels[labels == 1, ..., 2] += 100
+    ids = np.array([f"{seed}/{i}" for i in range(n)], dtype=object)
+    return ImageSet(Pictures(pixels), np.arange(n), labels.astype(np.int64), 2, ids, ids)
+
+
+def make_model(*, batch_norm: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4) if batch_norm else nn.Identity()
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
+
+
+TRAIN = {"precision": "fp32", "batch_size": 4, "lr": 0.01, "channels_last": False}
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    return {"balanced_accuracy": float((probabilities.argmax(1) == labels).mean())}
+
+
+class Federation:
+    """Everything a test may want to touch."""
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        sizes: dict[str, int] | None = None,
+        algorithm: str = "fedavg",
+        keys: dict[str, object] | None = None,
+        rounds: int = 3,
+        train: dict[str, object] | None = None,
+        norm: str = "batch",
+        quorum: float = 0.5,
+        keep_optimizer: bool = False,
+        seed: int = 0,
+    ) -> None:
+        sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
+        self.model = make_model()
+        self.workspace = Workspace.of(self.model, norm)  # type: ignore[arg-type]
+        named = ALGORITHMS[algorithm]
+        config = named.config(**(keys or {}))
+        settings = TrainConfig(**{**TRAIN, **(train or {})})
+        trainer = Trainer(settings, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"), seed=seed)
+        state = self.model.state_dict()
+        declaration = Declaration({k: Spec.of(state[k]) for k in self.workspace.travels}, UPLOAD_METRICS, "test")
+        self.sites = [
+            Site(
+                name,
+                train=make_set(n, i),
+                validation={name: make_set(10, 100 + i)},
+                trainer=trainer,
+                workspace=self.workspace,
+                half=named.site(config),
+                gate=EgressGate(name, declaration, None),
+                measure=accuracy,
+                keep_optimizer=keep_optimizer,
+            )
+            for i, (name, n) in enumerate(sizes.items())
+        ]
+        self.coordinator = named.coordinator(config, {k: state[k].clone() for k in self.workspace.travels})
+        self.transport = InProcess(self.sites)
+        self.store = CheckpointStore(folder, "study") if folder else None
+        self.loop = RoundLoop(
+            FederationConfig(rounds=rounds, quorum=quorum),
+            coordinator=self.coordinator,
+            transport=self.transport,
+            store=self.store,
+        )
+
+
+@pytest.fixture
+def federation() -> Callable[..., Federation]:
+    return Federation

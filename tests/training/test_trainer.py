@@ -1,0 +1,134 @@
+"""Optimiser state, schedule and batches."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from morphfed.training.config import TrainConfig
+from morphfed.training.dataset import ImageSet, pool
+from morphfed.training.optimise import export_state, import_state, learning_rate, make_optimizer
+from morphfed.training.trainer import Trainer
+
+
+class Pictures:
+    def __init__(self, n: int) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 255, (n, 8, 8, 3), dtype=np.uint8)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[rows]
+
+
+def image_set(n: int, store: Pictures | None = None) -> ImageSet:
+    ids = np.array([str(i) for i in range(n)], dtype=object)
+    return ImageSet(store or Pictures(n), np.arange(n), np.arange(n) % 3, 3, ids, ids)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+
+def trainer(**keys: object) -> Trainer:
+    config = TrainConfig(precision="fp32", channels_last=False, **keys)  # type: ignore[arg-type]
+    return Trainer(config, mean=(0.5,) * 3, std=(0.5,) * 3, device=torch.device("cpu"), seed=0)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_moments_survive_as_named_tensors(optimizer: str) -> None:
+    def run(break_at: int | None) -> dict[str, torch.Tensor]:
+        t, data, model = trainer(optimizer=optimizer, batch_size=5), image_set(20), network()
+        opt = make_optimizer(t.config, model)
+        for number in (1, 2, 3):
+            if number == break_at:
+                saved = {k: v.clone() for k, v in export_state(opt).items()}
+                opt = make_optimizer(t.config, model)
+                import_state(opt, saved)
+            t.fit(model, opt, data, site="a", round_number=number, rounds=3)
+        return model.state_dict()
+
+    whole, broken = run(None), run(2)
+    assert all(torch.equal(whole[k], broken[k]) for k in whole)
+
+
+def test_learning_rate_by_hand() -> None:
+    config = TrainConfig(lr=1.0, warmup=0.1, final_lr=0.0)
+    assert learning_rate(config, 0.05) == pytest.approx(0.5)
+    assert learning_rate(config, 0.1) == pytest.approx(1.0)
+    assert learning_rate(config, 0.55) == pytest.approx(0.5)
+    assert learning_rate(config, 1.0) == pytest.approx(0.0)
+    assert learning_rate(TrainConfig(lr=2.0, schedule="constant", warmup=0.0), 0.7) == 2.0
+
+
+@pytest.mark.parametrize(("n", "batch", "sizes"), [(17, 8, [6, 6, 5]), (9, 8, [5, 4]), (3, 8, [3])])
+def test_no_batch_of_one(n: int, batch: int, sizes: list[int]) -> None:
+    found = [len(y) for _, y in trainer(batch_size=batch)._batches(image_set(n), "a", 1)]
+    assert found == sizes
+
+
+def test_each_image_once_an_epoch_in_an_order_of_its_own() -> None:
+    t, data = trainer(batch_size=4, local_epochs=2, augment={"flips": False}), image_set(12)
+    seen: list[int] = []
+    original = data.batch
+    object.__setattr__(data, "batch", lambda where: (seen.extend(where.tolist()), original(where))[1])
+    list(t._batches(data, "a", 1))
+    assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
+    assert seen[:12] != seen[12:]
+
+
+def test_weight_decay_spares_vectors() -> None:
+    groups = make_optimizer(TrainConfig(weight_decay=0.3), network()).param_groups
+    assert {(p.ndim > 1, g["weight_decay"]) for g in groups for p in g["params"]} == {(True, 0.3), (False, 0.0)}
+
+
+def test_reported_loss_is_the_mean_over_images() -> None:
+    data, model = image_set(9), network()
+    # Without perturbation and with next to no learning rate the mean loss is that of the fixed model.
+    from morphfed.data.augment import NO_AUGMENTATION
+
+    t = trainer(lr=1e-12, batch_size=9, augment=NO_AUGMENTATION)
+    report = t.fit(model, make_optimizer(t.config, model), data, site="a", round_number=1, rounds=1)
+    fixed = network().train()
+    pixels = torch.from_numpy(data.store.gather(data.rows)).permute(0, 3, 1, 2).float() / 255
+    expected = nn.functional.cross_entropy(fixed((pixels - 0.5) / 0.5), torch.from_numpy(data.labels))
+    assert report.loss == pytest.approx(expected.item(), rel=1e-4)
+    assert (report.steps, report.images) == (1, 9)
+
+
+def test_prediction_is_a_distribution_and_in_order() -> None:
+    data, model = image_set(11), network()
+    whole = trainer().predict(model, data, batch_size=128)
+    parts = trainer().predict(model, data, batch_size=3)
+    np.testing.assert_allclose(whole.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(whole, parts, atol=1e-6)
+
+
+def test_restimated_norms_equal_the_statistics_of_the_images() -> None:
+    model, data = network(), image_set(12)
+    trainer().restimate_norms(model, data)
+    layer = model[2]
+    pixels = torch.from_numpy(data.store.gather(data.rows)).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        hidden = model[1](model[0]((pixels - 0.5) / 0.5))
+    torch.testing.assert_close(layer.running_mean, hidden.mean(0), rtol=1e-4, atol=1e-5)
+    assert not layer.training
+    assert layer.momentum == pytest.approx(0.1)
+
+
+def test_pool_needs_one_store() -> None:
+    store = Pictures(6)
+    assert len(pool([image_set(6, store), image_set(4, store)])) == 10
+    with pytest.raises(ValueError, match="one image store"):
+        pool([image_set(3), image_set(3)])
+
+
+def test_a_loss_of_a_known_network_falls() -> None:
+    t, data, model = trainer(lr=0.05, batch_size=6, local_epochs=20), image_set(18), network()
+    opt = make_optimizer(t.config, model)
+    first = t.fit(model, opt, data, site="a", round_number=1, rounds=2).loss
+    second = t.fit(model, opt, data, site="a", round_number=2, rounds=2).loss
+    assert second < first < math.log(3) * 1.5
