@@ -34,11 +34,16 @@ class Contested(Config):
 
 
 class Table(Config):
-    """What one source calls the nodes."""
+    """What one source calls the nodes, and the scale of its published images.
+
+    ``um_per_px`` holds for images of ``image_px`` (width, height): a copy that was resized has another scale.
+    """
 
     title: str
     reference: str = ""
     extends: str | None = None
+    um_per_px: float | None = None
+    image_px: tuple[int, int] | None = None
     labels: dict[str, str | Contested] = Field(default_factory=dict)
 
 
@@ -230,7 +235,7 @@ def _fold_table(name: str, file: _File, path: Path) -> dict[str, Contested]:
     base = file.sources.get(table.extends)
     if base is None or base.extends is not None:
         raise ConfigError(
-            f"{path}: sources.{name} extends '{table.extends}', which does not exist or itself extends another.",
+            f"{path}: sources.{name} extends '{table.extends}', which is missing or extends another.",
             fix=f"name a table that stands alone.{did_you_mean(table.extends, file.sources)}",
         )
     return _fold_table(table.extends, file, path) | own
