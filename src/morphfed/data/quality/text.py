@@ -52,4 +52,5 @@ def _summary(report: CheckReport) -> str:
     sites = ", ".join(f"{site} {n:,}" for site, n in report.images.items())
     words: dict[Level, str] = {"error": "error", "warning": "warning", "info": "note"}
     levels = ", ".join(plural(report.count(level), word) for level, word in words.items())
-    return f"{plural(total, 'image')} at {plural(len(report.images), 'site')} ({sites}): {levels}. Status: {report.status}."
+    sites_named = plural(len(report.images), "site")
+    return f"{plural(total, 'image')} at {sites_named} ({sites}): {levels}. Status: {report.status}."
