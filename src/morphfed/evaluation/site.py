@@ -160,12 +160,11 @@ def _notes(p: Predictions, matrix: m.Floats, clusters: int) -> list[str]:
     few = [f"{name} ({n})" for name, n in zip(p.classes, counts, strict=True) if 0 < n < FEW_IMAGES]
     if few:
         notes.append(
-            f"Fewer than {FEW_IMAGES} test images of {', '.join(few)}: intervals of class means are too narrow."
+            f"Fewer than {FEW_IMAGES} test images of {', '.join(few)}: "
+            "intervals of class means are too narrow."
         )
     if clusters < 2:
         notes.append(f"All images come from one {p.cluster_unit}: no interval can be given.")
     if not (p.predicted != p.labels).any():
-        notes.append(
-            f"No mistake among {len(p)} images: a bootstrap cannot vary; see the intervals of the recalls."
-        )
+        notes.append(f"No mistake among {len(p)} images: resampling cannot vary that; see the recalls.")
     return notes

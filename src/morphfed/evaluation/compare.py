@@ -1,0 +1,224 @@
+"""Over seeds and models: the ``summary``, ``cross_site`` and ``comparisons`` blocks of ``results.json``.
+
+Each function takes units, or :class:`Scores` made of them once so that the resampling is not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from morphfed.core.errors import DataError, did_you_mean
+from morphfed.evaluation.bootstrap import interval
+from morphfed.evaluation.metrics import Floats
+from morphfed.evaluation.scores import (
+    GAP_TRAINING,
+    MASKED,
+    MEAN_LOCAL,
+    OWN_SITE,
+    WORST_TRAINING,
+    Scores,
+    UnitPredictions,
+)
+
+__all__ = [
+    "MEAN_LOCAL",
+    "OWN_SITE",
+    "Scores",
+    "UnitPredictions",
+    "compare_pairs",
+    "cross_site_matrix",
+    "default_pairs",
+    "holm",
+    "summarise",
+]
+
+Units = Sequence[UnitPredictions] | Scores
+
+_ROUNDING = 1e-12  # equal sums of fractions, added in another order, differ by less than this
+
+
+def _scores(units: Units) -> Scores:
+    return units if isinstance(units, Scores) else Scores(units)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def summarise(units: Units) -> list[dict[str, Any]]:
+    """Each model's seed-mean in each scope and metric, with its spread over seeds and its interval.
+
+    ``sd`` is the sample standard deviation over seeds (how much training varies; null with one seed); ``low``
+    and ``high`` are the bootstrap interval of the seed-mean (how much the choice of test images varies it).
+    A model is left out of a scope in which it is not defined (``local (own site)`` at a held-out site).
+    """
+    scores = _scores(units)
+    rows = []
+    for model in scores.all_models:
+        seeds = scores.seeds(model)
+        for scope in scores.scopes:
+            for metric in scores.metrics:
+                row = _summary_row(scores, model, scope, metric, seeds)
+                if row is not None:
+                    rows.append(row)
+    return rows
+
+
+def _summary_row(
+    scores: Scores, model: str, scope: str, metric: str, seeds: Sequence[int]
+) -> dict[str, Any] | None:
+    vector = scores.seed_mean(model, scope, metric, seeds)
+    if vector is None:
+        return None
+    each = [v[0] for s in seeds if (v := scores.vector(model, scope, metric, s)) is not None]
+    mean = _number(vector[0])
+    low, high = None, None
+    if mean is not None:
+        # Noise alone widens a calibration error, worsens the worst site and opens a gap.
+        inflated = metric == "ece" or scope in (WORST_TRAINING, GAP_TRAINING)
+        low, high = interval(vector[1:], scores.clusters_of(scope)[0], inflated=mean if inflated else None)
+    return {
+        "model": model,
+        "arm": scores.arm(model),
+        "scope": scope,
+        "metric": metric,
+        "mean": mean,
+        "sd": _number(np.std(each, ddof=1)) if len(each) > 1 else None,
+        "low": low,
+        "high": high,
+        "seeds": len(seeds),
+    }
+
+
+def cross_site_matrix(units: Units, metric: str = "balanced_accuracy") -> dict[str, Any] | None:
+    """Local models: trained on row, tested on column, mean over seeds; None without local models."""
+    scores = _scores(units)
+    if not scores.locals:
+        return None
+    rows = [site for site in scores.sites if site in scores.locals]
+    values = []
+    for row in rows:
+        model = scores.locals[row]
+        vectors = [scores.seed_mean(model, c, metric, scores.seeds(model)) for c in scores.sites]
+        values.append([None if v is None else _number(v[0]) for v in vectors])
+    return {"metric": metric, "rows": rows, "columns": list(scores.sites), "values": values}
+
+
+def default_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
+    """The comparisons that a study states by itself, in the order of ``models``.
+
+    Every federated model against the centralised one, against each site's own local model, and against the
+    mean local model; then every federated model against each earlier one. ``(a, b)`` stands for a − b.
+    """
+    federated = [m for m in models if m != "centralised" and not m.startswith(("local/", "local ("))]
+    against = ["centralised"] if "centralised" in models else []
+    if any(m.startswith("local/") for m in models):
+        against += [OWN_SITE, MEAN_LOCAL]
+    pairs = [(a, b) for a in federated for b in against]
+    return pairs + [(a, b) for i, a in enumerate(federated) for b in federated[:i]]
+
+
+def compare_pairs(
+    units: Units,
+    pairs: Sequence[tuple[str, str]] | None = None,
+    metrics: Sequence[str] | None = None,
+    scopes: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Paired differences ``a − b`` with intervals, p-values and Holm's correction.
+
+    Both models meet the same resampled patients (or images) and their means over the seeds that both have are
+    taken inside each resample. The p-value centres the resampled differences on 0 and counts those at
+    least as large as the observed one: ``(1 + count) / (B + 1)``, two-sided. **Family** of the Holm correction:
+    all pairs within one metric and one scope, which is one question ("which models differ here?").
+
+    Args:
+        pairs: by default :func:`default_pairs` of the models.
+        metrics: by default balanced accuracy and macro-F1, masked too where a site lacks classes.
+        scopes: by default all but the gap between sites.
+
+    Returns:
+        one entry a pair, metric and scope in which both models and the metric are defined.
+
+    Raises:
+        DataError: an unknown model, metric or scope, or a pair without a common seed.
+    """
+    scores = _scores(units)
+    pairs = default_pairs(scores.models) if pairs is None else pairs
+    if metrics is None:
+        metrics = [m for m in scores.metrics if m in ("balanced_accuracy", "macro_f1", *MASKED)]
+    scopes = [s for s in scores.scopes if s != GAP_TRAINING] if scopes is None else scopes
+    _known("model", [m for pair in pairs for m in pair], scores.all_models)
+    _known("metric", metrics, scores.metrics)
+    _known("scope", scopes, scores.scopes)
+    result = []
+    for metric in metrics:
+        for scope in scopes:
+            family = [e for a, b in pairs if (e := _compare(scores, a, b, metric, scope)) is not None]
+            for entry, adjusted in zip(family, holm([e["p"] for e in family]), strict=True):
+                entry["p_holm"] = adjusted
+            result += family
+    return result
+
+
+def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"There is no {kind} '{name}' to compare.{did_you_mean(name, known)}",
+                fix=f"choose among: {', '.join(known)}.",
+            )
+
+
+def _compare(scores: Scores, a: str, b: str, metric: str, scope: str) -> dict[str, Any] | None:
+    seeds = sorted(set(scores.seeds(a)) & set(scores.seeds(b)))
+    if not seeds:
+        raise DataError(
+            f"'{a}' and '{b}' have no seed in common, so they cannot be paired.",
+            fix="train both with the same seeds.",
+        )
+    first, second = (scores.seed_mean(m, scope, metric, seeds) for m in (a, b))
+    if first is None or second is None or not np.isfinite(first[0] - second[0]):
+        return None
+    difference = first - second
+    clusters, unit = scores.clusters_of(scope)
+    low, high = interval(difference[1:], clusters)
+    return {
+        "a": a,
+        "b": b,
+        "metric": metric,
+        "scope": scope,
+        "difference": float(difference[0]),
+        "low": low,
+        "high": high,
+        "p": None if low is None else p_value(float(difference[0]), difference[1:]),
+        "p_holm": None,
+        "resamples": scores.resamples,
+        "seeds": len(seeds),
+        "clusters": clusters,
+        "cluster_unit": unit,
+    }
+
+
+def p_value(observed: float, replicates: Floats) -> float:
+    """Two-sided achieved significance level of a difference, from its bootstrap replicates ``(B,)``.
+
+    ``(1 + #{|d_b − observed| ≥ |observed|}) / (B + 1)`` (Efron and Tibshirani 1993, section 16.4; the added
+    ones keep a p-value from being 0, Davison and Hinkley 1997, section 4.2.5).
+    """
+    defined = replicates[~np.isnan(replicates)]
+    extreme = np.abs(defined - observed) >= abs(observed) - _ROUNDING
+    return float((1 + extreme.sum()) / (len(defined) + 1))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction of one family (Holm 1979); a null p-value stays null and does not count."""
+    order = sorted((value, k) for k, value in enumerate(p) if value is not None)
+    result: list[float | None] = [None] * len(p)
+    reached = 0.0
+    for rank, (value, k) in enumerate(order):
+        reached = max(reached, min(1.0, (len(order) - rank) * value))
+        result[k] = reached
+    return result

@@ -1,0 +1,252 @@
+"""Every unit's metrics at every site, on the images as they are and on each resample of them.
+
+A *vector* is an array ``(1 + B,)``: the metric on the images as they are, then on each of B resamples. Means
+over seeds, sites or models are taken inside each resample, so whatever is made of vectors has its own interval
+and is paired with whatever else is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from morphfed.core.errors import DataError
+from morphfed.evaluation.bootstrap import RESAMPLES, cluster_codes, in_order, replicate_metrics
+from morphfed.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Floats, measure
+from morphfed.evaluation.predictions import Predictions
+from morphfed.evaluation.site import Role
+
+OWN_SITE = "local (own site)"
+MEAN_LOCAL = "local (mean)"
+MEAN_TRAINING, MEAN_HELD_OUT = "mean_training", "mean_held_out"
+WORST_TRAINING, GAP_TRAINING = "worst_training", "gap_training"
+MASKED = {"balanced_accuracy_masked": "balanced_accuracy", "macro_f1_masked": "macro_f1"}
+
+
+@dataclass(frozen=True, eq=False)
+class UnitPredictions:
+    """One trained model's predictions on the test images of every site.
+
+    Attributes:
+        arm: name of the study's arm.
+        model: what was trained; the same over seeds (``fedavg``, ``local/barcelona``).
+        algorithm: name of the algorithm.
+        seed: of this training.
+        trained_on: sites whose images it was trained on.
+        sites: site → predictions, all with the study's classes.
+        roles: site → its role in the study (not in this unit), for every one of ``sites``.
+    """
+
+    arm: str
+    model: str
+    algorithm: str
+    seed: int
+    trained_on: tuple[str, ...]
+    sites: Mapping[str, Predictions]
+    roles: Mapping[str, Role]
+
+    @property
+    def own_site(self) -> str | None:
+        """The site whose local model this is, or None."""
+        return self.trained_on[0] if self.model.startswith("local/") and len(self.trained_on) == 1 else None
+
+
+class Scores:
+    """Vectors of many units; what summaries, matrices and comparisons are read from.
+
+    Args:
+        units: any number of models, seeds and sites.
+        metrics: names of :data:`METRICS` or :data:`MASKED`; by default all of the former, and the latter
+            where a site lacks a class of the study.
+        resamples: B.
+        seed: of the resampling.
+
+    Raises:
+        DataError: no units, a model twice with one seed, or units whose sites, roles, classes or images
+            differ.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[UnitPredictions],
+        *,
+        metrics: Sequence[str] | None = None,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> None:
+        _check_units(units)
+        self.resamples = resamples
+        self._units = {(u.model, u.seed): u for u in units}
+        first = units[0]
+        self.models = tuple(dict.fromkeys(u.model for u in units))
+        self.arms = {u.model: u.arm for u in units}
+        self.sites = tuple(first.sites)
+        self.training = tuple(s for s in self.sites if first.roles[s] == "train")
+        self.held_out = tuple(s for s in self.sites if first.roles[s] == "held_out")
+        self.clusters = {s: cluster_codes(p.clusters)[1] for s, p in first.sites.items()}
+        self.cluster_units = {s: str(p.cluster_unit) for s, p in first.sites.items()}
+        self.locals = {u.own_site: u.model for u in units if u.own_site is not None}
+        lacking = any(0 < len(p.present) < len(p.classes) for p in first.sites.values())
+        self.metrics = tuple(metrics) if metrics is not None else (*METRICS, *(MASKED if lacking else ()))
+        self._vectors = {
+            (u.model, u.seed, site): _vectors(p, self.metrics, resamples, seed)
+            for u in units
+            for site, p in u.sites.items()
+        }
+
+    @property
+    def all_models(self) -> tuple[str, ...]:
+        """The models, and the two that are made of the local ones where there are any."""
+        return (*self.models, OWN_SITE, MEAN_LOCAL) if self.locals else self.models
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Every scope that this study has: its sites, then what is made of several."""
+        result = list(self.sites)
+        result += [MEAN_TRAINING] if self.training else []
+        result += [MEAN_HELD_OUT] if self.held_out else []
+        result += [WORST_TRAINING, GAP_TRAINING] if len(self.training) > 1 else []
+        return tuple(result)
+
+    def arm(self, model: str) -> str:
+        """The arm of a model; that of the local models for what is made of them."""
+        return (
+            self.arms[next(iter(self.locals.values()))]
+            if model in (OWN_SITE, MEAN_LOCAL)
+            else self.arms[model]
+        )
+
+    def seeds(self, model: str) -> tuple[int, ...]:
+        """Seeds of a model, rising; those that every local model has for what is made of them."""
+        parts = self.locals.values() if model in (OWN_SITE, MEAN_LOCAL) else [model]
+        shared = [{s for m, s in self._units if m == part} for part in parts]
+        return tuple(sorted(set.intersection(*shared)))
+
+    def sites_of(self, scope: str) -> tuple[str, ...]:
+        """The sites that a scope is made of."""
+        if scope in self.sites:
+            return (scope,)
+        return self.held_out if scope == MEAN_HELD_OUT else self.training
+
+    def clusters_of(self, scope: str) -> tuple[int, str]:
+        """How many clusters stand behind a scope, and of what unit: ``patient``, ``image`` or ``mixed``."""
+        sites = self.sites_of(scope)
+        units = {self.cluster_units[s] for s in sites}
+        return sum(self.clusters[s] for s in sites), units.pop() if len(units) == 1 else "mixed"
+
+    def vector(self, model: str, scope: str, metric: str, seed: int) -> Floats | None:
+        """The vector of one model and seed in a scope; None where that is not defined.
+
+        ``local (own site)`` is not defined at a site that trained no local model. NaN inside a vector: the
+        metric cannot be computed (at one of the scope's sites).
+        """
+        if model == MEAN_LOCAL:
+            return _over([self.vector(m, scope, metric, seed) for m in self.locals.values()], _mean)
+        if scope in self.sites:
+            name = self.locals.get(scope, "") if model == OWN_SITE else model
+            found = self._vectors.get((name, seed, scope))
+            return None if found is None else found[metric]
+        parts = [self.vector(model, site, metric, seed) for site in self.sites_of(scope)]
+        better_up = HIGHER_IS_BETTER[MASKED.get(metric, metric)]
+        fold: dict[str, Callable[[Floats], Floats]] = {
+            WORST_TRAINING: _lowest if better_up else _highest,
+            GAP_TRAINING: _range,
+        }
+        return _over(parts, fold.get(scope, _mean))
+
+    def seed_mean(self, model: str, scope: str, metric: str, seeds: Sequence[int]) -> Floats | None:
+        """Mean of the vectors over ``seeds``, inside each resample."""
+        return _over([self.vector(model, scope, metric, s) for s in seeds], _mean)
+
+
+def _over(parts: Sequence[Floats | None], fold: Callable[[Floats], Floats]) -> Floats | None:
+    known = [p for p in parts if p is not None]
+    return fold(np.stack(known)) if parts and len(known) == len(parts) else None
+
+
+def _mean(values: Floats) -> Floats:
+    return np.asarray(values.mean(axis=0))
+
+
+def _lowest(values: Floats) -> Floats:
+    return np.asarray(values.min(axis=0))
+
+
+def _highest(values: Floats) -> Floats:
+    return np.asarray(values.max(axis=0))
+
+
+def _range(values: Floats) -> Floats:
+    return _highest(values) - _lowest(values)
+
+
+def _vectors(p: Predictions, metrics: Sequence[str], resamples: int, seed: int) -> dict[str, Floats]:
+    if not len(p):
+        return {name: np.full(1 + resamples, np.nan) for name in metrics}
+    free = tuple(n for n in metrics if n not in MASKED)
+    masked = {n: MASKED[n] for n in metrics if n in MASKED}
+    result = _measured(p, free, resamples, seed)
+    if masked:
+        # Where every class occurs the mask changes nothing, and the free vectors serve.
+        known = result if len(p.present) == len(p.classes) and set(masked.values()) <= set(free) else None
+        values = known or _measured(p.masked(p.present), tuple(masked.values()), resamples, seed)
+        result |= {name: values[base] for name, base in masked.items()}
+    return result
+
+
+def _measured(p: Predictions, metrics: tuple[str, ...], resamples: int, seed: int) -> dict[str, Floats]:
+    if not metrics:
+        return {}
+    estimate = measure(p.labels, p.probabilities, metrics=metrics)
+    drawn = replicate_metrics(p, metrics, resamples=resamples, seed=seed)
+    return {name: np.append(estimate[name], drawn.get(name, np.empty(0))) for name in metrics}
+
+
+def _check_units(units: Sequence[UnitPredictions]) -> None:
+    if not units:
+        raise DataError("There are no predictions to compare.", fix="finish at least one unit of the study.")
+    seen: set[tuple[str, int]] = set()
+    first = units[0]
+    reference = {site: in_order(p) for site, p in first.sites.items()}
+    for u in units:
+        name = f"model '{u.model}' with seed {u.seed}"
+        if (u.model, u.seed) in seen:
+            raise DataError(f"There are two units of {name}.", fix="give each unit its own model or seed.")
+        seen.add((u.model, u.seed))
+        if set(u.sites) != set(first.sites):
+            odd = sorted(set(u.sites) ^ set(first.sites))
+            raise DataError(
+                f"{name} and model '{first.model}' were not judged at the same sites; "
+                f"only one has {', '.join(odd)}.",
+                fix="predict at every site of the study with every model.",
+            )
+        for site, p in u.sites.items():
+            if site not in u.roles or u.roles[site] != first.roles.get(site):
+                raise DataError(
+                    f"{name} has site '{site}' as {u.roles.get(site)!r}, "
+                    f"others as {first.roles.get(site)!r}.",
+                    fix="give each site its role in the study, the same for every unit.",
+                )
+            _check_same_images(p, reference[site], f"{name} at site '{site}'", first.model)
+
+
+def _check_same_images(p: Predictions, other: Predictions, where: str, model: str) -> None:
+    if p.classes != other.classes:
+        raise DataError(
+            f"{where} predicts {', '.join(p.classes)}; model '{model}' predicts {', '.join(other.classes)}.",
+            fix="use one list of classes, in one order, in the whole study.",
+        )
+    p = in_order(p)
+    same = len(p) == len(other) and all(
+        (a == b).all()
+        for a, b in ((p.ids, other.ids), (p.labels, other.labels), (p.clusters, other.clusters))
+    )
+    if not same or p.cluster_unit != other.cluster_unit:
+        odd = sorted(set(p.ids.tolist()) ^ set(other.ids.tolist()))
+        what = f"{len(odd)} images are in one only, such as {odd[0]}" if odd else "labels or patients differ"
+        raise DataError(
+            f"{where} was judged on other images than model '{model}': {what}.",
+            fix="judge every model and seed on the same test images; remove stale predictions and run again.",
+        )
