@@ -1,6 +1,7 @@
 """Over seeds and models: the ``summary``, ``cross_site`` and ``comparisons`` blocks of ``results.json``.
 
-Each function takes units, or :class:`Scores` made of them once so that the resampling is not repeated.
+Each function takes units, or :class:`Scores` made of them once so that the resampling is not repeated;
+``resamples`` and ``seed`` are of use with units only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from morphfed.core.errors import DataError, did_you_mean
-from morphfed.evaluation.bootstrap import interval
+from morphfed.evaluation.bootstrap import RESAMPLES, interval
 from morphfed.evaluation.metrics import Floats
 from morphfed.evaluation.scores import (
     GAP_TRAINING,
@@ -21,17 +22,17 @@ from morphfed.evaluation.scores import (
     WORST_TRAINING,
     Scores,
     UnitPredictions,
+    made_of_locals,
 )
 
 __all__ = [
-    "MEAN_LOCAL",
-    "OWN_SITE",
     "Scores",
     "UnitPredictions",
     "compare_pairs",
     "cross_site_matrix",
     "default_pairs",
     "holm",
+    "p_value",
     "summarise",
 ]
 
@@ -40,22 +41,24 @@ Units = Sequence[UnitPredictions] | Scores
 _ROUNDING = 1e-12  # equal sums of fractions, added in another order, differ by less than this
 
 
-def _scores(units: Units) -> Scores:
-    return units if isinstance(units, Scores) else Scores(units)
+def _scores(units: Units, metrics: Sequence[str] | None, resamples: int, seed: int) -> Scores:
+    if isinstance(units, Scores):
+        return units
+    return Scores(units, metrics=metrics, resamples=resamples, seed=seed)
 
 
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def summarise(units: Units) -> list[dict[str, Any]]:
+def summarise(units: Units, *, resamples: int = RESAMPLES, seed: int = 0) -> list[dict[str, Any]]:
     """Each model's seed-mean in each scope and metric, with its spread over seeds and its interval.
 
     ``sd`` is the sample standard deviation over seeds (how much training varies; null with one seed); ``low``
     and ``high`` are the bootstrap interval of the seed-mean (how much the choice of test images varies it).
     A model is left out of a scope in which it is not defined (``local (own site)`` at a held-out site).
     """
-    scores = _scores(units)
+    scores = _scores(units, None, resamples, seed)
     rows = []
     for model in scores.all_models:
         seeds = scores.seeds(model)
@@ -94,29 +97,34 @@ def _summary_row(
 
 
 def cross_site_matrix(units: Units, metric: str = "balanced_accuracy") -> dict[str, Any] | None:
-    """Local models: trained on row, tested on column, mean over seeds; None without local models."""
-    scores = _scores(units)
+    """Local models: trained on row, tested on column, mean over seeds; None without local models.
+
+    Of several arms of local models the first of the study is shown.
+    """
+    scores = _scores(units, [metric], 0, 0)
     if not scores.locals:
         return None
-    rows = [site for site in scores.sites if site in scores.locals]
+    models = next(iter(scores.locals.values()))
+    rows = [site for site in scores.sites if site in models]
     values = []
     for row in rows:
-        model = scores.locals[row]
+        model = models[row]
         vectors = [scores.seed_mean(model, c, metric, scores.seeds(model)) for c in scores.sites]
         values.append([None if v is None else _number(v[0]) for v in vectors])
     return {"metric": metric, "rows": rows, "columns": list(scores.sites), "values": values}
 
 
-def default_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
-    """The comparisons that a study states by itself, in the order of ``models``.
+def default_pairs(units: Sequence[UnitPredictions]) -> list[tuple[str, str]]:
+    """The comparisons that a study states by itself, in the order of the units.
 
     Every federated model against the centralised one, against each site's own local model, and against the
     mean local model; then every federated model against each earlier one. ``(a, b)`` stands for a − b.
     """
-    federated = [m for m in models if m != "centralised" and not m.startswith(("local/", "local ("))]
-    against = ["centralised"] if "centralised" in models else []
-    if any(m.startswith("local/") for m in models):
-        against += [OWN_SITE, MEAN_LOCAL]
+    local_arms = dict.fromkeys(u.arm for u in units if u.own_site is not None)
+    pooled = dict.fromkeys(u.model for u in units if u.centralised)
+    federated = list(dict.fromkeys(u.model for u in units if u.own_site is None and not u.centralised))
+    against = list(pooled)
+    against += [made_of_locals(kind, arm) for arm in local_arms for kind in (OWN_SITE, MEAN_LOCAL)]
     pairs = [(a, b) for a in federated for b in against]
     return pairs + [(a, b) for i, a in enumerate(federated) for b in federated[:i]]
 
@@ -126,16 +134,19 @@ def compare_pairs(
     pairs: Sequence[tuple[str, str]] | None = None,
     metrics: Sequence[str] | None = None,
     scopes: Sequence[str] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Paired differences ``a − b`` with intervals, p-values and Holm's correction.
 
     Both models meet the same resampled patients (or images) and their means over the seeds that both have are
     taken inside each resample. The p-value centres the resampled differences on 0 and counts those at
-    least as large as the observed one: ``(1 + count) / (B + 1)``, two-sided. **Family** of the Holm correction:
-    all pairs within one metric and one scope, which is one question ("which models differ here?").
+    least as large as the observed one: ``(1 + count) / (B + 1)``, two-sided. **Family** of the Holm
+    correction: all pairs within one metric and one scope, which is one question ("which models differ here?").
 
     Args:
-        pairs: by default :func:`default_pairs` of the models.
+        pairs: by default :func:`default_pairs`.
         metrics: by default balanced accuracy and macro-F1, masked too where a site lacks classes.
         scopes: by default all but the gap between sites.
 
@@ -145,8 +156,8 @@ def compare_pairs(
     Raises:
         DataError: an unknown model, metric or scope, or a pair without a common seed.
     """
-    scores = _scores(units)
-    pairs = default_pairs(scores.models) if pairs is None else pairs
+    scores = _scores(units, metrics, resamples, seed)
+    pairs = default_pairs(scores.units) if pairs is None else pairs
     if metrics is None:
         metrics = [m for m in scores.metrics if m in ("balanced_accuracy", "macro_f1", *MASKED)]
     scopes = [s for s in scores.scopes if s != GAP_TRAINING] if scopes is None else scopes
@@ -205,8 +216,8 @@ def _compare(scores: Scores, a: str, b: str, metric: str, scope: str) -> dict[st
 def p_value(observed: float, replicates: Floats) -> float:
     """Two-sided achieved significance level of a difference, from its bootstrap replicates ``(B,)``.
 
-    ``(1 + #{|d_b − observed| ≥ |observed|}) / (B + 1)`` (Efron and Tibshirani 1993, section 16.4; the added
-    ones keep a p-value from being 0, Davison and Hinkley 1997, section 4.2.5).
+    ``(1 + #{|d_b − observed| ≥ |observed|}) / (B + 1)`` (Efron and Tibshirani 1993, section 16.4; the
+    added ones keep a p-value from being 0, Davison and Hinkley 1997, section 4.2.5).
     """
     defined = replicates[~np.isnan(replicates)]
     extreme = np.abs(defined - observed) >= abs(observed) - _ROUNDING

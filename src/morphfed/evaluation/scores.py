@@ -1,8 +1,8 @@
 """Every unit's metrics at every site, on the images as they are and on each resample of them.
 
 A *vector* is an array ``(1 + B,)``: the metric on the images as they are, then on each of B resamples. Means
-over seeds, sites or models are taken inside each resample, so whatever is made of vectors has its own interval
-and is paired with whatever else is made of them.
+over seeds, sites or models are taken inside each resample, so whatever is made of vectors has its own
+interval and is paired with whatever else is made of them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from morphfed.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Floats, measu
 from morphfed.evaluation.predictions import Predictions
 from morphfed.evaluation.site import Role
 
-OWN_SITE = "local (own site)"
-MEAN_LOCAL = "local (mean)"
+OWN_SITE, MEAN_LOCAL = "own site", "mean"
 MEAN_TRAINING, MEAN_HELD_OUT = "mean_training", "mean_held_out"
 WORST_TRAINING, GAP_TRAINING = "worst_training", "gap_training"
 MASKED = {"balanced_accuracy_masked": "balanced_accuracy", "macro_f1_masked": "macro_f1"}
@@ -32,7 +31,7 @@ class UnitPredictions:
     Attributes:
         arm: name of the study's arm.
         model: what was trained; the same over seeds (``fedavg``, ``local/barcelona``).
-        algorithm: name of the algorithm.
+        algorithm: name of the algorithm; ``centralised`` marks the arm that pools the images.
         seed: of this training.
         trained_on: sites whose images it was trained on.
         sites: site → predictions, all with the study's classes.
@@ -49,8 +48,19 @@ class UnitPredictions:
 
     @property
     def own_site(self) -> str | None:
-        """The site whose local model this is, or None."""
-        return self.trained_on[0] if self.model.startswith("local/") and len(self.trained_on) == 1 else None
+        """The site whose local model this is (``arm/site``), or None."""
+        local = len(self.trained_on) == 1 and self.model == f"{self.arm}/{self.trained_on[0]}"
+        return self.trained_on[0] if local else None
+
+    @property
+    def centralised(self) -> bool:
+        """Whether the training sites' images were pooled."""
+        return "centralised" in (self.arm, self.algorithm)
+
+
+def made_of_locals(kind: str, arm: str) -> str:
+    """Name of what is made of an arm's local models: ``local (own site)`` or ``local (mean)``."""
+    return f"{arm} ({kind})"
 
 
 class Scores:
@@ -78,7 +88,7 @@ class Scores:
     ) -> None:
         _check_units(units)
         self.resamples = resamples
-        self._units = {(u.model, u.seed): u for u in units}
+        self.units = tuple(units)
         first = units[0]
         self.models = tuple(dict.fromkeys(u.model for u in units))
         self.arms = {u.model: u.arm for u in units}
@@ -87,7 +97,11 @@ class Scores:
         self.held_out = tuple(s for s in self.sites if first.roles[s] == "held_out")
         self.clusters = {s: cluster_codes(p.clusters)[1] for s, p in first.sites.items()}
         self.cluster_units = {s: str(p.cluster_unit) for s, p in first.sites.items()}
-        self.locals = {u.own_site: u.model for u in units if u.own_site is not None}
+        self.locals: dict[str, dict[str, str]] = {}  # arm → site → model
+        for u in units:
+            if u.own_site is not None:
+                self.locals.setdefault(u.arm, {})[u.own_site] = u.model
+        self._made = {made_of_locals(k, a): (k, a) for a in self.locals for k in (OWN_SITE, MEAN_LOCAL)}
         lacking = any(0 < len(p.present) < len(p.classes) for p in first.sites.values())
         self.metrics = tuple(metrics) if metrics is not None else (*METRICS, *(MASKED if lacking else ()))
         self._vectors = {
@@ -98,8 +112,8 @@ class Scores:
 
     @property
     def all_models(self) -> tuple[str, ...]:
-        """The models, and the two that are made of the local ones where there are any."""
-        return (*self.models, OWN_SITE, MEAN_LOCAL) if self.locals else self.models
+        """The models, and the two that are made of the local ones of each arm that has any."""
+        return (*self.models, *self._made)
 
     @property
     def scopes(self) -> tuple[str, ...]:
@@ -112,16 +126,12 @@ class Scores:
 
     def arm(self, model: str) -> str:
         """The arm of a model; that of the local models for what is made of them."""
-        return (
-            self.arms[next(iter(self.locals.values()))]
-            if model in (OWN_SITE, MEAN_LOCAL)
-            else self.arms[model]
-        )
+        return self._made[model][1] if model in self._made else self.arms[model]
 
     def seeds(self, model: str) -> tuple[int, ...]:
         """Seeds of a model, rising; those that every local model has for what is made of them."""
-        parts = self.locals.values() if model in (OWN_SITE, MEAN_LOCAL) else [model]
-        shared = [{s for m, s in self._units if m == part} for part in parts]
+        parts = list(self.locals[self._made[model][1]].values()) if model in self._made else [model]
+        shared = [{u.seed for u in self.units if u.model == part} for part in parts]
         return tuple(sorted(set.intersection(*shared)))
 
     def sites_of(self, scope: str) -> tuple[str, ...]:
@@ -142,10 +152,11 @@ class Scores:
         ``local (own site)`` is not defined at a site that trained no local model. NaN inside a vector: the
         metric cannot be computed (at one of the scope's sites).
         """
-        if model == MEAN_LOCAL:
-            return _over([self.vector(m, scope, metric, seed) for m in self.locals.values()], _mean)
+        kind, arm = self._made.get(model, ("", ""))
+        if kind == MEAN_LOCAL:
+            return _over([self.vector(m, scope, metric, seed) for m in self.locals[arm].values()], _mean)
         if scope in self.sites:
-            name = self.locals.get(scope, "") if model == OWN_SITE else model
+            name = self.locals[arm].get(scope, "") if kind == OWN_SITE else model
             found = self._vectors.get((name, seed, scope))
             return None if found is None else found[metric]
         parts = [self.vector(model, site, metric, seed) for site in self.sites_of(scope)]
