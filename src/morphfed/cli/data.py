@@ -31,8 +31,8 @@ def init(
 ) -> int:
     """Draft a manifest from a folder: one row an image; what was guessed is printed.
 
-    With --site, --source or --um-per-px the folder is one site, else its sites are found in it. Leaves with 1 when
-    a folder was refused.
+    With --site, --source or --um-per-px the folder is one site, else its sites are found in it. Leaves with 1
+    when a folder was refused.
 
     Args:
         folder: the images of one site, or a folder of sites.
