@@ -122,5 +122,13 @@ class Algorithm:
     facts: Facts
     kind: Literal["federated", "baseline"] = "federated"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # A worker process finds the algorithm by its name in its own registry; the halves need not be picklable.
+        return (_by_name, (self.name,))
+
+
+def _by_name(name: str) -> Algorithm:
+    return ALGORITHMS[name]
+
 
 ALGORITHMS: Registry[Algorithm] = Registry("algorithm", package="morphfed.algorithms", group="morphfed.algorithms")

@@ -32,7 +32,7 @@ def plan_study(
     resolved = resolve(study, arms, study_file.parent)
     manifest, notes = draft_sites(study, study_file.parent, report=report)
     manifest, left_out, split_notes = label_and_split(manifest, study)
-    frame = manifest.frame[manifest.frame["label"].notna()]
+    frame = manifest.frame[manifest.frame["class"].notna()]
     sites = {
         site: {
             "role": "held_out" if site in study.held_out else "train",

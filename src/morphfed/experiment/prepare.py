@@ -127,9 +127,11 @@ def label_and_split(
     """Map labels to the study's classes and assign the parts.
 
     Returns:
-        The manifest with ``label`` a class of the study or null, and ``split``; what was left out by site as counts
+        The manifest with ``split`` and one more column, ``class`` (a class of the study or null); what was left out by site as counts
         of (source label, reason); sentences of the split.
     """
+    import pandas as pd
+
     ontology = load_ontology()
     frame = manifest.frame.copy()
     left_out: dict[str, Counter[tuple[str, str]]] = {site: Counter() for site in study.sites}
@@ -142,18 +144,16 @@ def label_and_split(
             left_out[site][own, f"label '{own}' is not in the ontology"] += 1
         elif target is None:
             left_out[site][own, f"'{node}' is not a class of this study"] += 1
-    frame["label"] = labels
-    # What the sites call splits is kept for training sites; a held-out site is all test.
-    held = frame["site"].isin(list(study.held_out))
-    frame.loc[held, "split"] = "test"
-    usable = Manifest(frame[frame["label"].notna()], manifest.root)
+    frame["class"] = pd.Series(labels, dtype=object)
+    usable = Manifest(frame[frame["class"].notna()], manifest.root)
     _refuse_empty(usable, study)
+    held = usable.frame["site"].isin(list(study.held_out))
+    # A held-out site is all test, whatever split its source prescribes; training sites keep theirs.
+    outside = Manifest(usable.frame[held].assign(split="test"), manifest.root)
     fractions = {"train": study.data.split.train, "validation": study.data.split.validation, "test": study.data.split.test}
-    assigned, notes = assign_splits(usable, fractions, study.data.split.seed, list(study.classes))
-    rest = frame[frame["label"].isna()].assign(split=None)
-    if rest.empty:
-        return assigned, left_out, list(notes.sentences)
-    return Manifest.concat([assigned, Manifest(rest, manifest.root)]), left_out, list(notes.sentences)
+    assigned, notes = assign_splits(usable.where(~held), fractions, study.data.split.seed, "class")
+    rest = Manifest(frame[frame["class"].isna()].assign(split=None), manifest.root)
+    return Manifest.concat([assigned, outside, rest]), left_out, list(notes.sentences)
 
 
 def _refuse_empty(usable: Manifest, study: Study) -> None:
@@ -178,7 +178,7 @@ def site_scales(manifest: Manifest, study: Study, *, report: Reporter = silent) 
         elif study.data.field_um is None or not study.data.estimate_scale:
             scales[site] = SiteScale(None, "none")
         else:
-            usable = rows.where(rows.frame["label"].notna() & rows.frame["sha256"].notna())
+            usable = rows.where(rows.frame["class"].notna() & rows.frame["sha256"].notna())
             scales[site] = estimate_scale(usable.files(), decode=decode, seed=study.data.split.seed)
     report(Event("scale", len(study.sites), len(study.sites), "scale of the sites"))
     return scales
@@ -194,7 +194,7 @@ def _write_prepared(
     notes: list[str],
 ) -> None:
     frame = manifest.frame
-    frame = frame[frame["label"].notna()].reset_index(drop=True)
+    frame = frame[frame["class"].notna()].reset_index(drop=True)
     index = {name: i for i, name in enumerate(study.classes)}
     own = frame["um_per_px"].to_numpy(dtype=float)
     site_scale = frame["site"].map({s: scale.um_per_px for s, scale in scales.items()}).to_numpy(dtype=float)
@@ -206,7 +206,7 @@ def _write_prepared(
     ids = _image_ids(frame)
     clusters = [p if p is not None else i for p, i in zip(_column(frame, "patient"), ids, strict=True)]
     prepared = frame[["path", "site", "split", "sha256", "source_label"]].assign(
-        id=ids, label=[index[name] for name in frame["label"]], cluster=clusters, crop_px=crops, key=keys
+        id=ids, label=[index[name] for name in frame["class"]], cluster=clusters, crop_px=crops, key=keys
     )
     with writing(run / PREPARED) as temporary:
         prepared.to_parquet(temporary, index=False)
@@ -241,7 +241,7 @@ def _site_info(
         name: {part: int(((here["label"] == i) & (here["split"] == part)).sum()) for part in ("train", "validation", "test")}
         for i, name in enumerate(study.classes)
     }
-    patients = rows.frame.loc[rows.frame["label"].notna(), "patient"]
+    patients = rows.frame.loc[rows.frame["class"].notna(), "patient"]
     known = bool(patients.notna().all()) and len(patients) > 0
     sizes = rows.frame[["width", "height"]].dropna()
     crops = here["crop_px"].dropna()

@@ -174,7 +174,8 @@ def _check_data(resolved: Resolved, run: Path, report: Reporter) -> None:
     write_json(run / "check.json", found.to_json())
     for finding in found.findings:
         if finding.level != "info":
-            report(Event("check", text=f"{finding.message} ({finding.count})", level="warning"))
+            where = f"{finding.site}: " if finding.site else ""
+            report(Event("check", text=f"data check: {where}{finding.message}", level="warning"))
 
 
 def _train(

@@ -55,6 +55,7 @@ class EvaluationConfig(Config):
     """How arms are judged."""
 
     resamples: int = Field(2000, ge=100, description="bootstrap resamples")
+    images: bool = Field(True, description="show sample images and mistakes in the report")
     use: Literal["best", "last"] = Field("best", description="which round's model is tested")
 
 

@@ -1,0 +1,198 @@
+"""Wall time of a federated arm over a bare PyTorch loop that does the same steps on the same cached tensors.
+
+Both sides take turns in one process (A B A B …), and the figure is the median of the paired ratios. The bare loop
+is written out below: it gathers, augments, trains, and judges the same validation images once a round; it has no
+coordinator, no validation of uploads, no averaging, no gate, no checkpoints. Run with
+
+    python benchmarks/overhead.py [--model resnet34] [--pairs 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from morphfed.algorithms.base import ALGORITHMS
+from morphfed.core.seeding import derive, numpy_stream, torch_stream
+from morphfed.core.types import Spec
+from morphfed.data.augment import Augment
+from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.loop import FederationConfig, RoundLoop
+from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace
+from morphfed.federation.transports.inprocess import InProcess
+from morphfed.models.backbone import ModelConfig, build
+from morphfed.privacy.egress import Declaration, EgressGate
+from morphfed.training.config import TrainConfig
+from morphfed.training.dataset import ImageSet
+from morphfed.training.optimise import learning_rate, make_optimizer
+from morphfed.training.trainer import Trainer
+
+CLASSES = 5
+SITES = {"a": 192, "b": 96, "c": 64}
+VALIDATION = 16
+
+
+class Memory:
+    """Pictures in memory, in the layout of the on-disk store."""
+
+    def __init__(self, n: int, size: int) -> None:
+        self.pixels = np.random.default_rng(0).integers(0, 255, (n, size, size, 3), dtype=np.uint8)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        return self.pixels[rows]
+
+
+def image_set(store: Memory, start: int, n: int) -> ImageSet:
+    ids = np.array([str(i) for i in range(start, start + n)], dtype=object)
+    labels = np.random.default_rng(start).integers(0, CLASSES, n)
+    return ImageSet(store, np.arange(start, start + n), labels, CLASSES, ids, ids)
+
+
+class Setting:
+    """One network, one store, the sites' sets."""
+
+    def __init__(self, model: str, size: int, precision: str, rounds: int) -> None:
+        self.size, self.rounds = size, rounds
+        self.config = TrainConfig(precision=precision, batch_size=16)  # type: ignore[arg-type]
+        store = Memory(sum(SITES.values()) + VALIDATION * len(SITES), size)
+        self.train, self.validation, start = {}, {}, 0
+        for name, n in SITES.items():
+            self.train[name] = image_set(store, start, n)
+            self.validation[name] = image_set(store, start + n, VALIDATION)
+            start += n + VALIDATION
+        self.backbone = build(ModelConfig(name=model), classes=CLASSES, image_size=size, seed=0)
+        self.model = self.backbone.module.to(memory_format=torch.channels_last)
+        self.initial = {k: v.clone() for k, v in self.model.state_dict().items()}
+
+    def reset(self) -> None:
+        self.model.load_state_dict(self.initial)
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    return {"balanced_accuracy": float((probabilities.argmax(1) == labels).mean())}
+
+
+def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch.Tensor]:
+    """The arm as a study runs it, checkpoints on disk included."""
+    named = ALGORITHMS[algorithm]
+    config = named.config()
+    workspace = Workspace.of(setting.model, "batch")
+    trainer = Trainer(
+        setting.config, mean=setting.backbone.mean, std=setting.backbone.std, device=torch.device("cpu"), seed=0
+    )
+    state = setting.model.state_dict()
+    declared = Declaration({k: Spec.of(state[k]) for k in workspace.travels}, UPLOAD_METRICS, "benchmark")
+    sites = [
+        Site(
+            name,
+            train=setting.train[name],
+            validation={name: setting.validation[name]},
+            trainer=trainer,
+            workspace=workspace,
+            half=named.site(config),
+            gate=EgressGate(name, declared, folder / "ledger.jsonl"),
+            measure=accuracy,
+            keep_optimizer=False,
+        )
+        for name in SITES
+    ]
+    loop = RoundLoop(
+        FederationConfig(rounds=setting.rounds),
+        coordinator=named.coordinator(config, {k: state[k] for k in workspace.travels}),
+        transport=InProcess(sites),
+        store=CheckpointStore(folder, "benchmark"),
+    )
+    return loop.run().last
+
+
+def bare(setting: Setting, mu: float) -> None:
+    """The same steps, written out; ``mu`` > 0 with FedProx's gradient."""
+    config, model = setting.config, setting.model
+    augment = Augment(config.augment)
+    mean = torch.tensor(setting.backbone.mean).reshape(1, 3, 1, 1)
+    std = torch.tensor(setting.backbone.std).reshape(1, 3, 1, 1)
+
+    def prepare(data: ImageSet, where: np.ndarray) -> torch.Tensor:
+        pixels = torch.from_numpy(data.store.gather(data.rows[where])).permute(0, 3, 1, 2)
+        return pixels.float().div_(255.0)
+
+    def normalise(images: torch.Tensor) -> torch.Tensor:
+        return images.sub_(mean).div_(std).contiguous(memory_format=torch.channels_last)
+
+    for number in range(1, setting.rounds + 1):
+        for site, data in setting.train.items():
+            optimizer = make_optimizer(config, model)
+            anchor = [p.detach().clone() for p in model.parameters()]
+            generator = torch_stream(0, "augment", site, number)
+            batches = -(-len(data) // config.batch_size)
+            step = (number - 1) * batches
+            model.train()
+            torch.manual_seed(derive(0, "dropout", site, number))
+            order = numpy_stream(0, "order", site, number, 0).permutation(len(data))
+            for where in np.array_split(order, batches):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(config, step / (setting.rounds * batches))
+                images = normalise(augment(prepare(data, where), generator))
+                with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+                    logits = model(images)
+                loss = nn.functional.cross_entropy(logits.float(), torch.from_numpy(data.labels[where]))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if mu:
+                    for p, a in zip(model.parameters(), anchor, strict=True):
+                        p.grad.add_(p.detach() - a, alpha=mu)
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip or 1e9)
+                optimizer.step()
+                step += 1
+        model.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            for data in setting.validation.values():
+                model(normalise(prepare(data, np.arange(len(data)))))
+
+
+def measure(setting: Setting, algorithm: str, pairs: int) -> dict[str, float]:
+    """Median, lowest and highest of the paired ratios federated / bare."""
+    ratios = []
+    for pair in range(pairs + 1):
+        times = {}
+        # The order within a pair changes, so that a drifting machine favours neither.
+        for side in ("federated", "bare") if pair % 2 else ("bare", "federated"):
+            setting.reset()
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                if side == "bare":
+                    bare(setting, getattr(ALGORITHMS[algorithm].config(), "mu", 0.0))
+                else:
+                    federated(setting, algorithm, Path(folder))
+                times[side] = time.perf_counter() - start
+        if pair:  # the first pair warms up
+            ratios.append(times["federated"] / times["bare"])
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "seconds": times["bare"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="torchvision/squeezenet1_1")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    setting = Setting(options.model, options.size, options.precision, options.rounds)
+    for algorithm in ("fedavg", "fedprox"):
+        found = measure(setting, algorithm, options.pairs)
+        print(json.dumps({"what": f"{algorithm} / bare loop", "model": options.model, "pairs": options.pairs, **found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""results.json: every finished unit judged at every site, summarised, compared (docs/reference/results.md)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from morphfed.core.files import read_json
+from morphfed.core.progress import Event, Reporter, silent
+from morphfed.core.seeding import numpy_stream
+from morphfed.evaluation.compare import (
+    UnitPredictions,
+    compare_pairs,
+    cross_site_matrix,
+    default_pairs,
+    summarise,
+)
+from morphfed.evaluation.predictions import Predictions, read_predictions
+from morphfed.evaluation.site import evaluate_site
+from morphfed.experiment.environment import describe
+from morphfed.experiment.train_unit import is_done, read_unit
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from morphfed.experiment.prepare import Prepared
+    from morphfed.experiment.resolve import Resolved
+    from morphfed.experiment.units import Unit
+    from morphfed.training.dataset import ImageSet
+
+SCHEMA = 1
+SAMPLES_PER_CLASS = 2
+PRIMARY = "balanced_accuracy"
+
+
+def build_results(
+    resolved: Resolved,
+    units: Sequence[Unit],
+    prepared: Prepared,
+    run: Path,
+    failed: Mapping[str, str],
+    *,
+    report: Reporter = silent,
+) -> dict[str, Any]:
+    """Judge all finished units.
+
+    Args:
+        failed: units that could not be trained → why; they are listed, and their arms have fewer seeds.
+    """
+    study = resolved.study
+    done = [unit for unit in units if is_done(unit, run)]
+    roles = {site: block["role"] for site, block in prepared.info.items()}
+    entries, predicted = [], []
+    for number, unit in enumerate(done):
+        report(Event("evaluate", number, len(done), f"judging {unit.key}"))
+        found = read_predictions(unit.folder(run) / "predictions.parquet")
+        entry = read_unit(unit, run)
+        entry["sites"] = _judge(unit, found, roles, prepared, resolved)
+        entries.append(entry)
+        predicted.append(
+            UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
+        )
+    report(Event("evaluate", len(done), len(done), "comparing arms"))
+    settings = {"resamples": study.evaluation.resamples, "seed": 0}
+    saved = read_json(run / "config.json")
+    return {
+        "schema": SCHEMA,
+        "study": _study(resolved, saved),
+        "data": {"sites": _sites(prepared, resolved), "notes": prepared.notes, "check": _check(run)},
+        "arms": entries,
+        "failed": [{"unit": name, "reason": why} for name, why in failed.items()],
+        "summary": summarise(predicted, **settings),
+        "cross_site": cross_site_matrix(predicted, metric=PRIMARY),
+        "comparisons": compare_pairs(predicted, default_pairs(predicted), **settings),
+        "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
+        "config": resolved.as_dict(),
+    }
+
+
+def _study(resolved: Resolved, saved: Mapping[str, Any]) -> dict[str, Any]:
+    study = resolved.study
+    return {
+        "name": study.name,
+        "title": study.title or study.name,
+        "task": "classification",
+        "classes": list(study.classes),
+        "seeds": list(study.seeds),
+        "training_sites": study.training_sites,
+        "held_out": list(study.held_out),
+        "arms": list(study.arms),
+        "created": saved["created"],
+        "seconds": saved["seconds"],
+        "primary_metric": PRIMARY,
+    }
+
+
+def _judge(
+    unit: Unit,
+    found: Mapping[str, Predictions],
+    roles: Mapping[str, str],
+    prepared: Prepared,
+    resolved: Resolved,
+) -> dict[str, Any]:
+    study = resolved.study
+    judged = {}
+    for site, predictions in found.items():
+        block = evaluate_site(predictions, role=roles[site], resamples=study.evaluation.resamples, seed=0)
+        # Pictures of mistakes are shown for the first seed: the others make much the same ones.
+        if study.evaluation.images and unit.seed == study.seeds[0]:
+            _add_images(block["errors"], prepared.sets[site]["test"])
+        judged[site] = block
+    return judged
+
+
+def _add_images(errors: Sequence[dict[str, Any]], data: ImageSet) -> None:
+    where = {str(name): i for i, name in enumerate(data.ids)}
+    for error in errors:
+        error["image"] = data_uri(data.store.gather(data.rows[[where[error["path"]]]])[0])
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """A picture ``(H, W, 3)`` as a JPEG data URI."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _sites(prepared: Prepared, resolved: Resolved) -> dict[str, Any]:
+    blocks = {}
+    for site, block in prepared.info.items():
+        parts = [part for part in prepared.sets[site].values() if len(part)]
+        blocks[site] = {**block, "colour": _colour(parts)}
+        blocks[site]["samples"] = _samples(site, parts, resolved) if resolved.study.evaluation.images else []
+    return blocks
+
+
+def _samples(site: str, parts: Sequence[ImageSet], resolved: Resolved) -> list[dict[str, str]]:
+    """A few of the site's pictures of each class, as the model sees them."""
+    found = []
+    rows = np.concatenate([p.rows for p in parts])
+    labels = np.concatenate([p.labels for p in parts])
+    for index, name in enumerate(resolved.study.classes):
+        here = rows[labels == index]
+        chosen = numpy_stream(0, "samples", site, name).permutation(len(here))[:SAMPLES_PER_CLASS]
+        for row in here[np.sort(chosen)]:
+            found.append({"class": name, "image": data_uri(parts[0].store.gather(np.array([row]))[0])})
+    return found
+
+
+def _colour(parts: Sequence[ImageSet]) -> dict[str, list[float]]:
+    """Mean and sd of R, G and B in [0, 1] over at most 200 pictures of a site."""
+    rows = np.concatenate([p.rows for p in parts])
+    rows = rows[np.sort(numpy_stream(0, "colour").permutation(len(rows))[:200])]
+    pixels = parts[0].store.gather(rows).reshape(-1, 3).astype(np.float64) / 255.0
+    return {"mean": pixels.mean(axis=0).tolist(), "sd": pixels.std(axis=0).tolist()}
+
+
+def _check(run: Path) -> dict[str, Any]:
+    path = run / "check.json"
+    if not path.is_file():
+        return {"status": "not run", "findings": []}
+    found: dict[str, Any] = read_json(path)
+    return found
