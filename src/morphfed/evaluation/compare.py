@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from morphfed.core.errors import DataError, did_you_mean
+from morphfed.core.errors import DataError
 from morphfed.evaluation.bootstrap import RESAMPLES, interval
 from morphfed.evaluation.metrics import Floats
 from morphfed.evaluation.scores import (
@@ -22,6 +22,7 @@ from morphfed.evaluation.scores import (
     WORST_TRAINING,
     Scores,
     UnitPredictions,
+    known,
     made_of_locals,
 )
 
@@ -143,7 +144,8 @@ def compare_pairs(
     Both models meet the same resampled patients (or images) and their means over the seeds that both have are
     taken inside each resample. The p-value centres the resampled differences on 0 and counts those at
     least as large as the observed one: ``(1 + count) / (B + 1)``, two-sided. **Family** of the Holm
-    correction: all pairs within one metric and one scope, which is one question ("which models differ here?").
+    correction: all pairs within one metric and one scope, which is one question ("which models differ
+    here?").
 
     Args:
         pairs: by default :func:`default_pairs`.
@@ -161,9 +163,9 @@ def compare_pairs(
     if metrics is None:
         metrics = [m for m in scores.metrics if m in ("balanced_accuracy", "macro_f1", *MASKED)]
     scopes = [s for s in scores.scopes if s != GAP_TRAINING] if scopes is None else scopes
-    _known("model", [m for pair in pairs for m in pair], scores.all_models)
-    _known("metric", metrics, scores.metrics)
-    _known("scope", scopes, scores.scopes)
+    known("model", [m for pair in pairs for m in pair], scores.all_models)
+    known("metric", metrics, scores.metrics)
+    known("scope", scopes, scores.scopes)
     result = []
     for metric in metrics:
         for scope in scopes:
@@ -172,15 +174,6 @@ def compare_pairs(
                 entry["p_holm"] = adjusted
             result += family
     return result
-
-
-def _known(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
-    for name in names:
-        if name not in known:
-            raise DataError(
-                f"There is no {kind} '{name}' to compare.{did_you_mean(name, known)}",
-                fix=f"choose among: {', '.join(known)}.",
-            )
 
 
 def _compare(scores: Scores, a: str, b: str, metric: str, scope: str) -> dict[str, Any] | None:

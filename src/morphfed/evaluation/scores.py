@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from morphfed.core.errors import DataError
+from morphfed.core.errors import DataError, did_you_mean
 from morphfed.evaluation.bootstrap import RESAMPLES, cluster_codes, in_order, replicate_metrics
 from morphfed.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Floats, measure
 from morphfed.evaluation.predictions import Predictions
@@ -74,8 +74,8 @@ class Scores:
         seed: of the resampling.
 
     Raises:
-        DataError: no units, a model twice with one seed, or units whose sites, roles, classes or images
-            differ.
+        DataError: no units, an unknown metric, a model twice with one seed, or units whose sites, roles,
+            classes or images differ.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Scores:
         self._made = {made_of_locals(k, a): (k, a) for a in self.locals for k in (OWN_SITE, MEAN_LOCAL)}
         lacking = any(0 < len(p.present) < len(p.classes) for p in first.sites.values())
         self.metrics = tuple(metrics) if metrics is not None else (*METRICS, *(MASKED if lacking else ()))
+        known("metric", self.metrics, (*METRICS, *MASKED))
         self._vectors = {
             (u.model, u.seed, site): _vectors(p, self.metrics, resamples, seed)
             for u in units
@@ -170,6 +171,20 @@ class Scores:
     def seed_mean(self, model: str, scope: str, metric: str, seeds: Sequence[int]) -> Floats | None:
         """Mean of the vectors over ``seeds``, inside each resample."""
         return _over([self.vector(model, scope, metric, s) for s in seeds], _mean)
+
+
+def known(kind: str, names: Sequence[str], options: Sequence[str]) -> None:
+    """Refuse a name that is not among ``options``.
+
+    Raises:
+        DataError: names it, the nearest option and all of them.
+    """
+    for name in names:
+        if name not in options:
+            raise DataError(
+                f"There is no {kind} '{name}' to compare.{did_you_mean(name, options)}",
+                fix=f"choose among: {', '.join(options)}.",
+            )
 
 
 def _over(parts: Sequence[Floats | None], fold: Callable[[Floats], Floats]) -> Floats | None:
