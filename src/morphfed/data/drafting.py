@@ -17,12 +17,13 @@ from morphfed.core.progress import Event, Reporter, silent, tracked
 from morphfed.data.manifest import COLUMNS, SITE_NAME, Manifest
 from morphfed.data.ontology import COMMON, Table, load_ontology
 from morphfed.data.sources import SOURCES, Folder, Record, Skipped, Source
+from morphfed.data.sources._finding import SURE, find_sites, rank_sources, site_name
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SURE = 0.3
-"""The least confidence with which a source is taken without being asked for."""
+__all__ = ["COMMON_OPTIONS", "Draft", "TreeDraft", "draft", "draft_tree", "find_sites", "site_name"]
+
 DRAW = 0.05
 """Two sources whose confidences differ by less than this are a draw, which the user decides."""
 
@@ -110,16 +111,6 @@ def draft(
     return Draft(manifest, guesses, skipped, dict(labels.most_common()))
 
 
-def site_name(text: str) -> str:
-    """A name of the form ``[a-z0-9_-]+`` made from a folder's name.
-
-    Example:
-        >>> site_name("Hôpital Nord (2)")
-        'h-pital-nord-2'
-    """
-    return re.sub(r"[^a-z0-9_]+", "-", text.lower()).strip("-") or "site"
-
-
 def _choose(found: Folder, site: str, asked: str | None) -> tuple[Source, str]:
     if asked is not None:
         return SOURCES[asked](), "as asked for"
@@ -139,12 +130,6 @@ def _choose(found: Folder, site: str, asked: str | None) -> tuple[Source, str]:
             fix=f"choose one: source = {' or '.join(draws)}.",
         )
     return best, f"because {best.layout}"
-
-
-def rank_sources(found: Folder) -> list[tuple[Source, float]]:
-    """All sources with their confidence that they can read the folder, the surest first."""
-    rated = [(kind(), kind().detect(found)) for _, kind in SOURCES.items()]
-    return sorted(rated, key=lambda pair: (-pair[1], pair[0].name))
 
 
 def _check_options(adapter: Source, given: Mapping[str, str], site: str) -> None:
@@ -363,47 +348,3 @@ def draft_tree(root: Path, *, report: Reporter = silent) -> TreeDraft:
         fix = next((cause.fix for cause in refused.values()), "check the folder.")
         raise DataError(f"{root} holds no site that can be read. {reasons}", fix=fix)
     return TreeDraft(drafts, refused)
-
-
-def find_sites(root: Path) -> dict[str, Path]:
-    """Name → folder of every site at or below ``root``, without reading images."""
-    root = Path(root)
-    places = _sites_below(Folder.scan(root))
-    names = [site_name(" ".join(p.relative_to(root).parts) or p.absolute().name) for p in places]
-    return {
-        name if names.count(name) == 1 else f"{name}-{names[:i].count(name) + 1}": place
-        for i, (name, place) in enumerate(zip(names, places, strict=True))
-    }
-
-
-def _sites_below(found: Folder) -> list[Path]:
-    """``found`` where it is one site; else its sites. A folder without images counts as a (refused) site."""
-    if _is_site(found):
-        return [found.path]
-    below: list[Path] = []
-    for child in sorted(p for p in found.path.iterdir() if p.is_dir()):
-        upwards = child.is_symlink() and found.path.resolve().is_relative_to(child.resolve())
-        if not upwards and not child.name.startswith((".", "__MACOSX")):
-            below += _sites_below(Folder.scan(child))
-    recognised = any(rank_sources(Folder.scan(place))[0][1] >= SURE for place in below)
-    return below if recognised else [found.path]
-
-
-def _is_site(found: Folder) -> bool:
-    from morphfed.data.sources.base import patient_of, split_of
-
-    children = found.children()
-    if not children or any(not found.parts(image) for image in found.images):
-        return True
-    names = [child.name for child in children]
-    table = load_ontology().table_for(names)
-    if any(load_ontology().map(n, table) or split_of(n) or patient_of((n,)) for n in names):
-        return True
-    if all(_is_published(Folder.scan(child)) for child in children):
-        return False  # the two laboratories of segmentation_WBC
-    return _is_published(found)
-
-
-def _is_published(found: Folder) -> bool:
-    best, confidence = rank_sources(found)[0]
-    return confidence >= 0.8 and best.name not in {"folders", "cellavision"}
