@@ -120,10 +120,11 @@ def fake_bin(folder: Path, **programs: str) -> dict[str, str]:
 
 def python_of(release: str) -> str:
     """An interpreter that answers the script's two questions as that release would."""
+    pretend = f"import sys; sys.version_info = ({release.replace('.', ', ')}); "
     return (
         f'case "$*" in *platform*) echo {release};; '
-        f'*version_info*) exec "{sys.executable}" -c "import sys; sys.version_info = ({release.replace(".", ", ")}); '
-        '${@: -1}";; *) echo "called: $*"; exit 1;; esac'
+        f'*version_info*) exec "{sys.executable}" -c "{pretend}${{@: -1}}";; '
+        '*) echo "called: $*"; exit 1;; esac'
     )
 
 
