@@ -12,6 +12,7 @@ from morphfed.evaluation.bootstrap import (
     in_order,
     interval,
     proportion_interval,
+    replicate,
     replicate_metrics,
     resampled_weights,
 )
@@ -65,22 +66,25 @@ def test_a_replicate_is_the_metric_of_the_drawn_images() -> None:
             assert got[name][b] == pytest.approx(float(expected[name])), name
 
 
+def drawn_weights(p: Predictions, seed: int) -> NDArray[np.float64]:
+    return replicate(p, lambda _, weights: {"weights": weights}, resamples=50, seed=seed)["weights"]
+
+
 def test_same_images_same_resamples_whatever_the_order_and_the_model() -> None:
     p, q = random_predictions(60), random_predictions(60, seed=1)
-    q = Predictions(p.classes, p.ids, p.labels, q.probabilities, p.clusters, "image")
-    both = Predictions(p.classes, p.ids, p.labels, p.probabilities, p.clusters, "image")
+    other_model = Predictions(p.classes, p.ids, p.labels, q.probabilities, p.clusters, "image")
     back = np.arange(60)[::-1]
     turned = Predictions(
         p.classes, p.ids[back], p.labels[back], p.probabilities[back], p.clusters[back], "image"
     )
-    reference = replicate_metrics(p, METRICS, resamples=50, seed=3)
-    for other in (both, turned):
-        for name, values in replicate_metrics(other, METRICS, resamples=50, seed=3).items():
-            np.testing.assert_allclose(values, reference[name], atol=1e-12)
-    # The two models' replicates move together: a model against itself plus noise-free recoding never differs.
-    best = replicate_metrics(q, ("accuracy",), resamples=50, seed=3)["accuracy"]
-    worse = replicate_metrics(q, ("accuracy",), resamples=50, seed=4)["accuracy"]
-    assert not np.array_equal(best, worse)
+    np.testing.assert_array_equal(drawn_weights(other_model, 3), drawn_weights(p, 3))
+    for name, values in replicate_metrics(turned, METRICS, resamples=50, seed=3).items():
+        np.testing.assert_array_equal(values, replicate_metrics(p, METRICS, resamples=50, seed=3)[name])
+    assert not np.array_equal(drawn_weights(p, 4), drawn_weights(p, 3))
+    elsewhere = Predictions(
+        p.classes, np.char.add("x", p.ids), p.labels, p.probabilities, np.char.add("x", p.clusters), "image"
+    )
+    assert not np.array_equal(drawn_weights(elsewhere, 3), drawn_weights(p, 3))
 
 
 def test_long_test_sets_are_resampled_in_pieces() -> None:
