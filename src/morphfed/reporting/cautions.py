@@ -1,0 +1,132 @@
+"""What a reader must know before believing the numbers."""
+
+from __future__ import annotations
+
+from morphfed.reporting.results import SMALL_CLASS, Model, Results
+from morphfed.reporting.text import counted, listed, plain, shortened
+
+
+def cautions(r: Results) -> list[str]:
+    """What limits the numbers: a sentence or two each, the gravest first."""
+    makers = (
+        _missing,
+        _single_seed,
+        _by_image,
+        _no_interval,
+        _small,
+        _median,
+        _masked,
+        _rejected,
+        _check,
+    )
+    return [text for text in (make(r) for make in makers) if text]
+
+
+def _missing(r: Results) -> str:
+    if not r.missing:
+        return ""
+    names = shortened([name for name, _ in r.missing], 4)
+    verb = "model has" if len(r.missing) == 1 else "models have"
+    count = len(r.missing)
+    return f"{count} of the planned {verb} no results ({names}); means are over the seeds that finished."
+
+
+def _single_seed(r: Results) -> str:
+    if len(r.seeds) != 1:
+        return ""
+    return "Every arm was trained with one seed, so nothing is known about the spread between training runs."
+
+
+def _by_image(r: Results) -> str:
+    sites = [s for s in r.all_sites if r.patient_unit(s) == "image"]
+    if not sites:
+        return ""
+    every = "any site" if len(sites) == len(r.all_sites) and len(sites) > 1 else shortened(sites, 6)
+    return (
+        f"Patient ids are unknown at {every}: intervals there resample images. Images of one patient "
+        f"resemble "
+        "each other, so these intervals may be too narrow."
+    )
+
+
+def _no_interval(r: Results) -> str:
+    lacking = []
+    for site in r.all_sites:
+        found = [r.estimate(m, site) for m in r.judged_at(site)]
+        if any(e.known and (e.low is None or e.high is None) for e in found):
+            lacking.append(site)
+    return f"No interval could be computed for every arm at {shortened(lacking, 6)}." if lacking else ""
+
+
+def small_classes(r: Results) -> list[tuple[str, str, int]]:
+    """Classes with 1 to ``SMALL_CLASS − 1`` test images: site, class, images; smallest first."""
+    found = []
+    for site in r.all_sites:
+        counts = {c: int(v.get("test") or 0) for c, v in (r.sites.get(site, {}).get("classes") or {}).items()}
+        if not counts:
+            counts = _tested_counts(r, site)
+        found += [(site, c, n) for c, n in counts.items() if c in r.classes and 0 < n < SMALL_CLASS]
+    return sorted(found, key=lambda f: f[2])
+
+
+def _tested_counts(r: Results, site: str) -> dict[str, int]:
+    for unit in r.units:
+        per_class = unit.get("sites", {}).get(site, {}).get("per_class")
+        if per_class:
+            return {c: int(v.get("n") or 0) for c, v in per_class.items()}
+    return {}
+
+
+def _small(r: Results) -> str:
+    found = small_classes(r)
+    if not found:
+        return ""
+    shown = shortened([f"{plain(c)} at {s} ({n})" for s, c, n in found], 5)
+    return (
+        f"Fewer than {SMALL_CLASS} test images: {shown}. A recall from so few is uncertain, and so is a mean "
+        "that includes it."
+    )
+
+
+def _median(r: Results) -> str:
+    medians = {m.title: m for m in r.of_kind("federated") if _is_median(r, m)}
+    two = [t for t, m in medians.items() if any(len(u.get("trained_on") or ()) == 2 for u in r.units_of(m))]
+    if not two:
+        return ""
+    return (
+        f"With two training sites a coordinate-wise median equals the unweighted mean: here, {listed(two)} "
+        f"is "
+        "averaging with equal site weights."
+    )
+
+
+def _is_median(r: Results, model: Model) -> bool:
+    named = {str(u.get("algorithm", "")) for u in r.units_of(model)} | {model.arm}
+    return any("median" in name.lower() for name in named)
+
+
+def _masked(r: Results) -> str:
+    sites = [s for s in r.all_sites if any(t.get("masked") for m in r.judged_at(s) for t in r.tests_of(m, s))]
+    if not sites:
+        return ""
+    return (
+        f"Some of the study's classes are absent at {shortened(sites, 6)}. The scores let a model predict "
+        f"any class "
+        "of the study; scores masked to the classes present are given beside them."
+    )
+
+
+def _rejected(r: Results) -> str:
+    n = sum(len(u.get("rejected") or ()) for u in r.units)
+    return (
+        f"{counted(n, 'upload')} of a site {'was' if n == 1 else 'were'} rejected during training."
+        if n
+        else ""
+    )
+
+
+def _check(r: Results) -> str:
+    findings = (r.data.get("check") or {}).get("findings") or []
+    counts = {level: sum(1 for f in findings if f.get("level") == level) for level in ("error", "warning")}
+    said = listed(counted(n, level) for level, n in counts.items() if n)
+    return f"The data check left {said}." if said else ""

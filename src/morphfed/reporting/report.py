@@ -1,0 +1,101 @@
+"""Put the page together and write it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from morphfed.core.files import write_text
+from morphfed.reporting.blocks import Page, Section, number
+from morphfed.reporting.results import Results, load
+from morphfed.reporting.summary import summarise
+
+
+def write_report(results: Mapping[str, Any] | Path, out: Path) -> Path:
+    """Write ``report.html``: one file that asks nothing of the network.
+
+    Args:
+        results: the content of results.json, its path, or the run folder that holds it.
+        out: the page, or a folder in which it becomes ``report.html``.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        StorageError: the results cannot be read, have another schema, or the page cannot be written.
+    """
+    view = load(results)
+    page = out / "report.html" if out.is_dir() else out
+    write_text(page, render(view))
+    return page
+
+
+def render(results: Results) -> str:
+    """The page as text; the same results give the same bytes."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    sections = build(results)
+    environment = Environment(
+        loader=PackageLoader("morphfed.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = Markup  # made by this package, escaped there
+    source = environment.loader
+    assert source is not None
+    style = Markup(source.get_source(environment, "report.css")[0])
+    return environment.get_template("report.html.j2").render(
+        results=results,
+        description=describe(results),
+        summary=summarise(results),
+        sections=sections,
+        style=style,
+    )
+
+
+def build(results: Results) -> list[Section]:
+    """All sections in reading order, with their tables and figures numbered."""
+    from morphfed.reporting.sections import (
+        certainty,
+        classes,
+        cost,
+        data,
+        learning,
+        methods,
+        mistakes,
+        outcome,
+    )
+
+    page = Page(results)
+    makers = (
+        outcome.arms_by_sites,
+        differences.comparisons,
+        learning.learning,
+        outcome.cross_site,
+        classes.classes,
+        certainty.certainty,
+        classes.masked,
+        data.data,
+        mistakes.mistakes,
+        cost.cost,
+        methods.methods,
+    )
+    sections = [s for s in (make(page) for make in makers) if s is not None]
+    number(sections)
+    return sections
+
+
+def describe(results: Results) -> str:
+    """One line: what was compared, where, on what."""
+    from morphfed.reporting.text import counted, listed
+
+    arms = listed(m.title for m in results.arms)
+    text = f"{arms} compared over {counted(len(results.training), 'training site')}"
+    if results.held_out:
+        text += f" and {counted(len(results.held_out), 'held-out site')}"
+    classes = counted(len(results.classes), "cell class", "cell classes")
+    return f"{text}: {classes}, {counted(len(results.seeds), 'seed')}."

@@ -1,0 +1,178 @@
+"""What the arms cost: steps, images, seconds, and what moved between sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from morphfed.reporting.blocks import Block, Bullets, Cell, Details, Page, Section, Table, Text
+from morphfed.reporting.results import Model, Results
+from morphfed.reporting.text import MISSING, count, counted, duration, finite, listed, megabytes, score
+
+EQUAL = 1.05
+"""Passes over the training images of two arms count as equal up to this ratio."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An arm's cost in one seed (mean over seeds); a local arm's is that of all its sites together."""
+
+    steps: float | None
+    images: float | None
+    passes: float | None
+    seconds: float | None
+    up: float | None
+    down: float | None
+    parameters: float | None
+    rounds: float | None
+
+
+def cost(page: Page) -> Section:
+    """Equal-budget table, bytes, rejected uploads, warnings, units that failed."""
+    r = page.results
+    section = Section("cost", "What it cost, and what moved")
+    section.blocks += [Text(_budget_sentence(r)), _table(r)]
+    section.blocks += _events(r)
+    return section
+
+
+def arm_cost(r: Results, model: Model) -> Cost:
+    """Cost of one arm: summed over its units of a seed, then the mean over seeds."""
+    units = r.units_of(model)
+    by_seed: dict[int, list[Mapping[str, Any]]] = {}
+    for unit in units:
+        by_seed.setdefault(int(unit["seed"]), []).append(unit)
+
+    def total(key: str) -> float | None:
+        sums = [[v for u in group if (v := finite(u.get(key))) is not None] for group in by_seed.values()]
+        return fmean([sum(s) for s in sums if s]) if any(sums) else None
+
+    trained = {s for u in units for s in u.get("trained_on") or ()}
+    available = sum(training_images(r, s) for s in trained)
+    images = total("images_seen")
+    passes = images / available if images is not None and available else None
+    some = units[0] if units else {}
+    return Cost(
+        total("steps"),
+        images,
+        passes,
+        total("seconds"),
+        total("bytes_up"),
+        total("bytes_down"),
+        finite(some.get("parameters")),
+        finite(some.get("rounds")),
+    )
+
+
+def training_images(r: Results, site: str) -> int:
+    """Images of a site's training part."""
+    return sum(
+        int((c or {}).get("train") or 0) for c in (r.sites.get(site, {}).get("classes") or {}).values()
+    )
+
+
+def _budget_sentence(r: Results) -> str:
+    passes = {m.title: p for m in r.arms if (p := arm_cost(r, m).passes)}
+    if len(passes) < 2:
+        return "The arms' budgets cannot be compared: fewer than two have a recorded number of images."
+    least, most = min(passes, key=lambda m: passes[m]), max(passes, key=lambda m: passes[m])
+    if passes[most] <= EQUAL * passes[least]:
+        return (
+            f"Equal budget: every arm went over each training image {score(passes[least], 1)} times"
+            + (
+                f" (at most {score(passes[most], 1)})"
+                if f"{passes[most]:.1f}" != f"{passes[least]:.1f}"
+                else ""
+            )
+            + ", so no arm was trained longer than another."
+        )
+    return (
+        f"The budgets differ: {most} went over each training image {score(passes[most], 1)} times, {least} "
+        f"{score(passes[least], 1)} times. A difference between these arms may come from that."
+    )
+
+
+def _table(r: Results) -> Table:
+    rows = []
+    for model in r.arms:
+        c = arm_cost(r, model)
+        rows.append(
+            [
+                Cell(model.title),
+                Cell(count(c.parameters)),
+                Cell(count(c.rounds)),
+                Cell(count(c.steps)),
+                Cell(count(c.images)),
+                Cell(score(c.passes, 1)),
+                Cell(duration(c.seconds)),
+                Cell(megabytes(c.up) if c.up else "nothing" if c.up is not None else MISSING),
+                Cell(megabytes(c.down) if c.down else "nothing" if c.down is not None else MISSING),
+            ]
+        )
+    head = [
+        "Arm",
+        "Parameters",
+        "Rounds",
+        "Gradient steps",
+        "Images seen",
+        "Passes",
+        "Time",
+        "Uploaded",
+        "Downloaded",
+    ]
+    note = (
+        "Per seed (mean over seeds), all sites of an arm together. Passes: images seen over training "
+        "images. Uploaded: from "
+        "the sites to the coordinator; downloaded: the other way. Times are of training on this machine, "
+        "where several "
+        "runs may have shared the processor."
+    )
+    if any(m.kind == "pooled" for m in r.arms):
+        note += " The pooled arm would need the images themselves to be moved, which is not counted here."
+    return Table("cost", "Budget and traffic of every arm.", [Cell(h) for h in head], rows, note)
+
+
+def _events(r: Results) -> list[Block]:
+    blocks: list[Block] = []
+    rejected = [(u, x) for u in r.units for x in u.get("rejected") or ()]
+    if rejected:
+        rows = [
+            [
+                Cell(str(x.get("site"))),
+                Cell(_unit(u), words=True),
+                Cell(str(x.get("round"))),
+                Cell(str(x.get("reason")), words=True),
+            ]
+            for u, x in rejected
+        ]
+        head = [Cell("Site"), Cell("Arm, seed", words=True), Cell("Round"), Cell("Why", words=True)]
+        table = Table("rejected", "Uploads that were refused; the round went on without them.", head, rows)
+        blocks.append(Details(f"{counted(len(rows), 'rejected upload')}", [table], open=len(rows) <= 10))
+    else:
+        blocks.append(Text("No upload was rejected."))
+    warned = _grouped([(str(w), _unit(u)) for u in r.units for w in u.get("warnings") or ()])
+    if warned:
+        blocks.append(
+            Details(
+                f"{counted(len(warned), 'warning')} of training", [Bullets(warned)], open=len(warned) <= 10
+            )
+        )
+    if r.missing:
+        rows = [[Cell(name), Cell(why, words=True)] for name, why in r.missing]
+        caption = "Planned models without results; the numbers of their arms are means over the seeds that finished."
+        blocks.append(Table("missing", caption, [Cell("Model"), Cell("Why", words=True)], rows))
+    return blocks
+
+
+def _unit(unit: Mapping[str, Any]) -> str:
+    return f"{unit['model']}, seed {unit['seed']}"
+
+
+def _grouped(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Each message once, with the units that said it."""
+    units: dict[str, list[str]] = {}
+    for message, unit in pairs:
+        units.setdefault(message, []).append(unit)
+    return [f"{m} ({listed(u) if len(u) <= 3 else counted(len(u), 'run')})" for m, u in units.items()]

@@ -1,0 +1,211 @@
+"""What went in: images per class, part and site, how they look, what was left out, what the check found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from morphfed.reporting.blocks import (
+    Block,
+    Cell,
+    Details,
+    Figure,
+    Heading,
+    Page,
+    Picture,
+    Section,
+    Strip,
+    Table,
+    Text,
+)
+from morphfed.reporting.figures import colours
+from morphfed.reporting.results import Results
+from morphfed.reporting.text import MISSING, capital, count, counted, finite, plain, score, shortened
+
+_PARTS = ("train", "validation", "test")
+_IMAGE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/=]+")
+_SCALE = {
+    "given": "given",
+    "nucleus": "from the nuclei",
+    "none": "unknown",
+}
+_ORDER = {"error": 0, "warning": 1, "info": 2}
+
+
+def image_source(value: object) -> str:
+    """An image that is inside the results; anything else (an address, a script) is not shown."""
+    return value if isinstance(value, str) and _IMAGE.fullmatch(value) else ""
+
+
+def data(page: Page) -> Section:
+    """Sites, counts, samples, colour, what was left out, findings of the check."""
+    r = page.results
+    section = Section("data", "The data")
+    if not r.sites:
+        section.blocks.append(Text("results.json describes no site's data."))
+        return section
+    section.blocks.append(_sites_table(r))
+    section.blocks += _counts(r)
+    strips = _samples(r)
+    if strips:
+        section.blocks += [Heading("Cells as the models see them"), *strips]
+    if figure := _colour(r):
+        section.blocks.append(figure)
+    section.blocks += [
+        Heading("What was left out"),
+        _left_out(r),
+        Heading("Findings of the data check"),
+        *_findings(r),
+    ]
+    return section
+
+
+def _sites_table(r: Results) -> Table:
+    rows = []
+    for site in r.all_sites:
+        s = r.sites.get(site, {})
+        size = s.get("image_px")
+        patients = s.get("patients")
+        rows.append(
+            [
+                Cell(site),
+                Cell("held out" if site in r.held_out else "training", words=True),
+                Cell(str(s.get("source") or MISSING), words=True),
+                Cell(count(finite(s.get("n")))),
+                Cell("unknown" if patients is None else count(patients)),
+                Cell(str(s.get("cluster_unit") or MISSING), words=True),
+                Cell(" × ".join(str(v) for v in size) if size else MISSING),
+                Cell(score(finite(s.get("um_per_px"))), _SCALE.get(str(s.get("scale_from")), "")),
+                Cell(count(finite(s.get("crop_px")))),
+            ]
+        )
+    head = [
+        "Site",
+        "Role",
+        "Source",
+        "Images",
+        "Patients",
+        "Interval by",
+        "Picture (px)",
+        "µm per pixel",
+        "Crop (px)",
+    ]
+    words = {0, 1, 2, 5}
+    note = (
+        "Interval by: what the bootstrap draws. µm per pixel: given by the site or its source, or estimated "
+        "there from the "
+        "size of the nuclei. Crop: side of the square that is cut from a picture before it is resized, so "
+        "that every "
+        "site shows the same field of view; without a scale the picture is taken whole."
+    )
+    return Table("sites", "The sites.", [Cell(h, words=i in words) for i, h in enumerate(head)], rows, note)
+
+
+def _counts(r: Results) -> list[Block]:
+    """One table a handful of sites: classes as rows, the parts of each site as columns."""
+    tables: list[Block] = []
+    sites = [s for s in r.all_sites if r.sites.get(s, {}).get("classes")]
+    for start in range(0, len(sites), 4):
+        some = sites[start : start + 4]
+        parts = {s: [p for p in _PARTS if s not in r.held_out or _total(r, s, p)] for s in some}
+        rows = [
+            [Cell(plain(c)), *(Cell(count(_n(r, s, c, p))) for s in some for p in parts[s])]
+            for c in r.classes
+        ]
+        rows.append(
+            [
+                Cell("all", strong=True),
+                *(Cell(count(_total(r, s, p)), strong=True) for s in some for p in parts[s]),
+            ]
+        )
+        short = {"train": "train", "validation": "val.", "test": "test"}
+        head = [Cell("Class"), *(Cell(short[p]) for s in some for p in parts[s])]
+        groups = [Cell(""), *(Cell(s, span=len(parts[s])) for s in some)]
+        tables.append(Table(f"counts-{start // 4}", "Images by class and part.", head, rows, groups=groups))
+    return tables
+
+
+def _n(r: Results, site: str, name: str, part: str) -> int:
+    return int(((r.sites[site].get("classes") or {}).get(name) or {}).get(part) or 0)
+
+
+def _total(r: Results, site: str, part: str) -> int:
+    return sum(_n(r, site, c, part) for c in r.classes)
+
+
+def _samples(r: Results) -> list[Strip]:
+    strips = []
+    for site in r.all_sites:
+        sources = [s for v in r.sites.get(site, {}).get("samples") or () if (s := image_source(v))]
+        pictures = [Picture(s, f"cell {i} of {site}") for i, s in enumerate(sources, 1)]
+        if pictures:
+            strips.append(Strip(f"{site} (held out)" if site in r.held_out else site, pictures))
+    return strips
+
+
+def _colour(r: Results) -> Figure | None:
+    known = {
+        s: c for s in r.all_sites if (c := r.sites.get(s, {}).get("colour")) and len(c.get("mean") or ()) == 3
+    }
+    if not known:
+        return None
+    means = [[float(v) for v in c["mean"]] for c in known.values()]
+    sds = [[float(v) for v in (c.get("sd") or (0, 0, 0))] for c in known.values()]
+    spoken = "; ".join(f"{s} " + "/".join(score(v, 2) for v in m) for s, m in zip(known, means, strict=True))
+    svg = colours(list(known), means, sds, key="colour", alt=f"Mean red/green/blue: {spoken}")
+    return Figure(
+        "colour",
+        "Colour of the pictures: mean of red, green and blue at each site; bars are one standard deviation.",
+        [svg],
+    )
+
+
+def _left_out(r: Results) -> Block:
+    rows = [
+        [
+            Cell(site),
+            Cell(str(o.get("source_label")), words=True),
+            Cell(count(finite(o.get("n")))),
+            Cell(str(o.get("why") or ""), words=True),
+        ]
+        for site in r.all_sites
+        for o in r.sites.get(site, {}).get("left_out") or ()
+    ]
+    if not rows:
+        return Text("No image was left out.")
+    head = [Cell("Site"), Cell("The site's label", words=True), Cell("Images"), Cell("Why", words=True)]
+    return Table("left-out", "Images that take no part in the study.", head, rows)
+
+
+def _findings(r: Results) -> list[Block]:
+    check: Mapping[str, Any] = r.data.get("check") or {}
+    findings: Sequence[Mapping[str, Any]] = check.get("findings") or ()
+    if not check:
+        return [Text("The data were not checked in this run.")]
+    if not findings:
+        return [Text("The check found nothing to report.")]
+    rows = []
+    for f in sorted(findings, key=lambda f: _ORDER.get(str(f.get("level")), 3)):
+        level = str(f.get("level") or "")
+        examples = [str(e) for e in f.get("examples") or ()]
+        rows.append(
+            [
+                Cell(capital(level), strong=level == "error"),
+                Cell(str(f.get("site") or "all"), words=True),
+                Cell(count(finite(f.get("count")))),
+                Cell(str(f.get("message") or f.get("code") or ""), shortened(examples, 3), words=True),
+                Cell(str(f.get("fix") or ""), words=True),
+            ]
+        )
+    head = [
+        Cell("Level"),
+        Cell("Site", words=True),
+        Cell("Count"),
+        Cell("Finding, examples", words=True),
+        Cell("What to do", words=True),
+    ]
+    table = Table(
+        "findings", f"{counted(len(rows), 'finding')} of the check made before training.", head, rows
+    )
+    return [table] if len(rows) <= 12 else [Details(f"All {len(rows)} findings", [table], open=True)]

@@ -1,0 +1,238 @@
+"""How the study was done: a paragraph for a paper, what to cite, the settings, and how to do it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from morphfed.reporting.blocks import (
+    Block,
+    Bullets,
+    Cell,
+    Code,
+    Details,
+    Facts,
+    Heading,
+    Page,
+    Section,
+    Table,
+    Text,
+)
+from morphfed.reporting.results import Results
+from morphfed.reporting.sections.cost import training_images
+from morphfed.reporting.text import count, counted, duration, finite, listed, metric_name, plain
+
+_WORKS = {
+    "fedavg": "McMahan B et al. Communication-efficient learning of deep networks from decentralized data. "
+    "AISTATS 2017.",
+    "fedprox": "Li T et al. Federated optimization in heterogeneous networks. MLSys 2020.",
+    "fedmedian": "Yin D et al. Byzantine-robust distributed learning: towards optimal statistical rates. "
+    "ICML 2018.",
+    "fedopt": "Reddi S et al. Adaptive federated optimization. ICLR 2021.",
+    "fedbn": "Li X et al. FedBN: federated learning on non-IID features via local batch normalization. "
+    "ICLR 2021.",
+    "scaffold": "Karimireddy SP et al. SCAFFOLD: stochastic controlled averaging for federated learning. "
+    "ICML 2020.",
+    "ditto": "Li T et al. Ditto: fair and robust federated learning through personalization. ICML 2021.",
+    "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. "
+    "Data in Brief 2020; 30:105474.",
+    "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by self-supervised "
+    "learning. Micron 2018; 107:55–71.",
+    "focal": "Lin TY et al. Focal loss for dense object detection. ICCV 2017.",
+}
+_ALWAYS = (
+    "Ansah G et al. MORPHFED: federated learning for cross-institutional blood morphology analysis. "
+    "arXiv:2601.04121, 2026 (the study design).",
+    "Holm S. A simple sequentially rejective multiple test procedure. Scand J Stat 1979; 6:65–70.",
+    "Efron B, Tibshirani RJ. An introduction to the bootstrap. Chapman & Hall 1993.",
+    "Brodersen KH et al. The balanced accuracy and its posterior distribution. ICPR 2010.",
+    "Guo C et al. On calibration of modern neural networks. ICML 2017 (calibration error).",
+    "Geifman Y, El-Yaniv R. Selective classification for deep neural networks. NeurIPS 2017 (risk–coverage).",
+)
+
+
+def methods(page: Page) -> Section:
+    """Methods paragraph, citations, configuration, environment, command."""
+    r = page.results
+    blocks: list[Block] = [
+        Heading("Methods, as a paragraph for a paper"),
+        Text(paragraph(r)),
+        Heading("What to cite"),
+        Bullets(citations(r)),
+        Heading("How to do it again"),
+        Text(
+            "The study file is study.toml in the folder of this report. With the same data, versions and "
+            "machine the same numbers result."
+        ),
+        Code("morphfed run study.toml\nmorphfed report RUN     # this page again, from results.json"),
+        Facts(_run_facts(r)),
+        Heading("Software and machine"),
+        _environment(r),
+        Details(
+            "The complete configuration",
+            [_settings(r), Code(json.dumps(r.config, indent=2, ensure_ascii=False))]
+            if r.config
+            else [Text("None was recorded.")],
+        ),
+    ]
+    return Section("methods", "Methods and reproduction", blocks)
+
+
+def paragraph(r: Results) -> str:
+    """What a paper's methods section has to say, from the results and their configuration alone."""
+    parts = [_data_sentence(r), _model_sentence(r), _training_sentence(r), _judging_sentence(r)]
+    return " ".join(p for p in parts if p)
+
+
+def _data_sentence(r: Results) -> str:
+    trained = sum(training_images(r, s) for s in r.training)
+    text = (
+        f"We trained classifiers of {len(r.classes)} cell types ({listed(plain(c) for c in r.classes)}) on "
+        f"images of "
+        f"{counted(len(r.training), 'site')} ({listed(r.training)}"
+    )
+    text += f"; {count(trained)} training images in all)" if trained else ")"
+    if r.held_out:
+        text += f" and kept {counted(len(r.held_out), 'site')} ({listed(r.held_out)}) for testing only"
+    text += "."
+    split = _table(r.config, "data", "split")
+    if split:
+        shares = listed(
+            f"{100 * split[k]:.0f} % {k}"
+            for k in ("train", "validation", "test")
+            if finite(split.get(k)) is not None
+        )
+        known = [s for s in r.training if r.patient_unit(s) == "patient"]
+        by = (
+            "patient"
+            if len(known) == len(r.training)
+            else "patient where patients were known, else by image"
+            if known
+            else "image, as no patient ids were known"
+        )
+        text += f" Images of a training site were split by {by} ({shares})."
+    field, size = (
+        finite(_table(r.config, "data").get("field_um")),
+        finite(_table(r.config, "data").get("image_size")),
+    )
+    if size is not None:
+        crop = (
+            f"A square field of {field:g} µm was cut out where the physical scale was known or could be "
+            f"estimated, and pictures"
+            if field
+            else "Pictures"
+        )
+        text += f" {crop} were resized to {size:.0f} × {size:.0f} pixels."
+    return text
+
+
+def _model_sentence(r: Results) -> str:
+    model = _table(r.config, "model")
+    if not model.get("name"):
+        return ""
+    weights = {"none": "from random weights", "pretrained": "from published pretrained weights"}
+    start = weights.get(str(model.get("weights")), "from weights given as a file")
+    parameters = next((u.get("parameters") for u in r.units if u.get("parameters")), None)
+    size = f", {count(parameters)} parameters" if parameters else ""
+    norm = {"group": " with group normalisation", "local": " with site-local normalisation"}.get(
+        str(model.get("norm")), ""
+    )
+    return f"The network was {model['name']}{norm} ({start}{size})."
+
+
+def _training_sentence(r: Results) -> str:
+    arms = listed(m.title for m in r.arms)
+    text = f"We compared {arms}, each with {counted(len(r.seeds), 'random seed')}"
+    rounds = sorted({int(u["rounds"]) for u in r.units if u.get("rounds")})
+    text += f", over {listed(map(str, rounds))} rounds." if rounds else "."
+    train = _table(r.config, "train")
+    if train.get("optimizer"):
+        said = [f"{str(train['optimizer']).upper() if train['optimizer'] == 'sgd' else 'AdamW'}"]
+        said += [f"learning rate {train['lr']:g}"] if finite(train.get("lr")) is not None else []
+        said += [f"{train['schedule']} schedule"] if train.get("schedule") else []
+        said += (
+            [f"weight decay {train['weight_decay']:g}"]
+            if finite(train.get("weight_decay")) is not None
+            else []
+        )
+        said += [f"batches of {train['batch_size']}"] if train.get("batch_size") else []
+        epochs = train.get("local_epochs")
+        said += [f"{counted(int(epochs), 'local epoch')} a round"] if epochs else []
+        text += f" Every site trained with {', '.join(said)}."
+    if any(u.get("selected") == "best" for u in r.units):
+        text += (
+            " The model of the round with the best mean validation score over the training sites was tested"
+        )
+        text += "; held-out sites took no part in any choice." if r.held_out else "."
+    return text
+
+
+def _judging_sentence(r: Results) -> str:
+    units = {r.patient_unit(s) for s in r.all_sites}
+    unit = "patients where known, else images" if units == {"patient", "image"} else f"{units.pop()}s"
+    resamples = {c.resamples for c in r.comparisons if c.resamples} or {
+        finite(_table(r.config, "evaluation").get("resamples"))
+    } - {None}
+    many = f"{count(max(v for v in resamples if v))} " if resamples else ""
+    return (
+        f"The primary measure was {metric_name(r.metric)} over the classes present in a test set, with 95 % "
+        f"intervals from a bootstrap "
+        f"({many}resamples of {unit}) of the mean over seeds. Arms were compared by the paired bootstrap on "
+        f"the same test "
+        "images with Holm's correction."
+    )
+
+
+def citations(r: Results) -> list[str]:
+    """Works behind what this study used."""
+    used = {str(u.get("algorithm")) for u in r.units} | {m.arm for m in r.arms}
+    used |= {part for s in r.sites.values() for part in str(s.get("source")).split("+")}
+    loss = _table(r.config, "train").get("loss")
+    if isinstance(loss, Mapping):
+        used |= {str(v) for v in loss.values() if isinstance(v, str)}
+    return [*(work for key, work in _WORKS.items() if key in used), *_ALWAYS]
+
+
+def _run_facts(r: Results) -> list[tuple[str, str]]:
+    facts = [("Study", r.name), ("Seeds", ", ".join(map(str, r.seeds)))]
+    if r.study.get("created"):
+        facts.append(("Made", str(r.study["created"])))
+    if finite(r.study.get("seconds")) is not None:
+        facts.append(("Time for the whole run", duration(finite(r.study["seconds"]))))
+    return facts
+
+
+def _environment(r: Results) -> Block:
+    if not r.environment:
+        return Text("No environment was recorded.")
+    rows = [
+        [Cell(str(k)), Cell("none" if v is None else str(v), words=True)] for k, v in r.environment.items()
+    ]
+    return Table(
+        "environment", "Software versions and machine.", [Cell("What"), Cell("Value", words=True)], rows
+    )
+
+
+def _settings(r: Results) -> Table:
+    """The configuration flattened: dotted keys, one a line."""
+    rows = [[Cell(k), Cell(v, words=True)] for k, v in _flat(r.config)]
+    return Table("configuration", "Every setting, resolved.", [Cell("Key"), Cell("Value", words=True)], rows)
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping) and value:
+            found += _flat(value, name)
+        else:
+            found.append((name, json.dumps(value, ensure_ascii=False)))
+    return found
+
+
+def _table(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    value: Any = config
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
