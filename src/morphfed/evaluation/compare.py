@@ -210,7 +210,7 @@ def p_value(observed: float, replicates: Floats) -> float:
     """Two-sided achieved significance level of a difference, from its bootstrap replicates ``(B,)``.
 
     ``(1 + #{|d_b − observed| ≥ |observed|}) / (B + 1)`` (Efron and Tibshirani 1993, section 16.4; the
-    added ones keep a p-value from being 0, Davison and Hinkley 1997, section 4.2.5).
+    added ones keep a p-value from being 0, Davison and Hinkley 1997, chapter 4).
     """
     defined = replicates[~np.isnan(replicates)]
     extreme = np.abs(defined - observed) >= abs(observed) - _ROUNDING
