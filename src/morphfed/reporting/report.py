@@ -64,6 +64,7 @@ def build(results: Results) -> list[Section]:
         classes,
         cost,
         data,
+        differences,
         learning,
         methods,
         mistakes,

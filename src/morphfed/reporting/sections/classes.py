@@ -132,8 +132,8 @@ def _matrices(r: Results, site: str, number: int) -> Figure | None:
         else "Counts of test images."
     )
     caption = (
-        f"Confusion matrices at {site}. {over} Colour: share of the true class (row), from 0 (dark) to 1 (bright); "
-        "an empty cell is 0, a grey row has no image."
+        f"Confusion matrices at {site}. {over} Colour: share of the true class (row), from 0 (dark) to 1 "
+        "(bright); an empty cell is 0, a grey row has no image."
     )
     return Figure(f"confusion-{number}", caption, panels)
 

@@ -161,7 +161,9 @@ def _events(r: Results) -> list[Block]:
         )
     if r.missing:
         rows = [[Cell(name), Cell(why, words=True)] for name, why in r.missing]
-        caption = "Planned models without results; the numbers of their arms are means over the seeds that finished."
+        caption = (
+            "Planned models without results; their arms' numbers are means over the seeds that finished."
+        )
         blocks.append(Table("missing", caption, [Cell("Model"), Cell("Why", words=True)], rows))
     return blocks
 

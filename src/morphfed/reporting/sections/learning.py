@@ -34,7 +34,7 @@ def learning(page: Page) -> Section:
     section.blocks.append(Figure("curves", caption, panels, page.legend(shown)))
     losses, shown = _panels(page, "training loss", key="loss")
     if losses:
-        caption = "Mean training loss of each round. Pooled data belong to no site: their loss has a panel of its own."
+        caption = "Mean training loss of each round; pooled data belong to no site and have their own panel."
         section.blocks.append(
             Details("Training loss", [Figure("losses", caption, losses, page.legend(shown))])
         )

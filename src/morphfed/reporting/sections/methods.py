@@ -37,8 +37,8 @@ _WORKS = {
     "ditto": "Li T et al. Ditto: fair and robust federated learning through personalization. ICML 2021.",
     "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. "
     "Data in Brief 2020; 30:105474.",
-    "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by self-supervised "
-    "learning. Micron 2018; 107:55–71.",
+    "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by "
+    "self-supervised learning. Micron 2018; 107:55–71.",
     "focal": "Lin TY et al. Focal loss for dense object detection. ICCV 2017.",
 }
 _ALWAYS = (
@@ -161,9 +161,7 @@ def _training_sentence(r: Results) -> str:
         said += [f"{counted(int(epochs), 'local epoch')} a round"] if epochs else []
         text += f" Every site trained with {', '.join(said)}."
     if any(u.get("selected") == "best" for u in r.units):
-        text += (
-            " The model of the round with the best mean validation score over the training sites was tested"
-        )
+        text += " The round with the best mean validation score over the training sites was tested"
         text += "; held-out sites took no part in any choice." if r.held_out else "."
     return text
 
