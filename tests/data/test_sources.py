@@ -298,3 +298,15 @@ def test_real_layouts_have_one_clear_reader(shared_data: Path, folder: str, sour
     rated = detected(shared_data / "cells" / folder)
     others = [confidence for name, confidence in rated.items() if name != source]
     assert rated[source] > max(others) + 0.1
+
+
+def test_a_missing_file_is_not_replaced_by_one_of_the_same_name_in_another_folder(tmp_path: Path) -> None:
+    for folder in ("neutrophil", "lymphocyte"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "lymphocyte" / "P00_0000.jpg")
+    (tmp_path / "labels.csv").write_text(
+        "path,label\nneutrophil/P00_0000.jpg,neutrophil\nlymphocyte/P00_0000.jpg,lymphocyte\n"
+    )
+    rows = [r for r in SOURCES["table"]().records(Folder.scan(tmp_path), {}) if isinstance(r, Record)]
+    found = {str(r.path.relative_to(tmp_path)): r.source_label for r in rows}
+    assert found == {"neutrophil/P00_0000.jpg": "neutrophil", "lymphocyte/P00_0000.jpg": "lymphocyte"}

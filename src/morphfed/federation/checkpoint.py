@@ -93,6 +93,8 @@ class CheckpointStore:
         Raises:
             StorageError: the checkpoints belong to another study.
         """
+        for left in self.folder.rglob(".*.part"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         for commit in sorted((self.folder / "checkpoint").glob("round-*.json"), reverse=True):
             try:
                 return self._read(commit)

@@ -58,14 +58,17 @@ class _Table:
         for image in self.folder.images:
             by_name[image.name].append(image)
             by_name[image.stem].append(image)
-        return [self._find(text, known, by_name) for text in self.values("path")]
+        written = [Path(text.replace("\\", "/")) for text in self.values("path")]
+        exact = [self._exact(path, known) for path in written]
+        # A file that another row names by its path is not this row's, however alike the names are.
+        taken = {file for file in exact if file is not None}
+        return [file or self._by_name(path, by_name, taken) for file, path in zip(exact, written, strict=True)]
 
-    def _find(self, text: str, known: set[Path], by_name: Mapping[str, list[Path]]) -> Path:
-        written = Path(text.replace("\\", "/"))
-        for base in (self.path.parent, self.folder.path):
-            if base / written in known:
-                return base / written
-        alike = by_name.get(written.name, [])
+    def _exact(self, written: Path, known: set[Path]) -> Path | None:
+        return next((b / written for b in (self.path.parent, self.folder.path) if b / written in known), None)
+
+    def _by_name(self, written: Path, by_name: Mapping[str, list[Path]], taken: set[Path]) -> Path:
+        alike = [file for file in by_name.get(written.name, []) if file not in taken]
         return alike[0] if len(alike) == 1 else self.path.parent / written
 
 
