@@ -86,7 +86,11 @@ def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch
     config = named.config()
     workspace = Workspace.of(setting.model, "batch")
     trainer = Trainer(
-        setting.config, mean=setting.backbone.mean, std=setting.backbone.std, device=torch.device("cpu"), seed=0
+        setting.config,
+        mean=setting.backbone.mean,
+        std=setting.backbone.std,
+        device=torch.device("cpu"),
+        seed=0,
     )
     state = setting.model.state_dict()
     declared = Declaration({k: Spec.of(state[k]) for k in workspace.travels}, UPLOAD_METRICS, "benchmark")
@@ -175,7 +179,12 @@ def measure(setting: Setting, algorithm: str, pairs: int) -> dict[str, float]:
                 times[side] = time.perf_counter() - start
         if pair:  # the first pair warms up
             ratios.append(times["federated"] / times["bare"])
-    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "seconds": times["bare"]}
+    return {
+        "median": statistics.median(ratios),
+        "low": min(ratios),
+        "high": max(ratios),
+        "seconds": times["bare"],
+    }
 
 
 def main() -> None:
@@ -191,7 +200,11 @@ def main() -> None:
     setting = Setting(options.model, options.size, options.precision, options.rounds)
     for algorithm in ("fedavg", "fedprox"):
         found = measure(setting, algorithm, options.pairs)
-        print(json.dumps({"what": f"{algorithm} / bare loop", "model": options.model, "pairs": options.pairs, **found}))
+        print(
+            json.dumps(
+                {"what": f"{algorithm} / bare loop", "model": options.model, "pairs": options.pairs, **found}
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from morphfed.core.types import Tensors
 from morphfed.training.trainer import AfterBackward, FitReport
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 class FedProxConfig(FedAvgConfig):
@@ -36,7 +36,7 @@ def proximal_gradient(model: nn.Module, anchor: Tensors, mu: float) -> AfterBack
         mu: μ ≥ 0.
     """
     pairs = [(p, anchor[name]) for name, p in model.named_parameters() if name in anchor and p.requires_grad]
-    parameters = [p for p, _ in pairs]
+    parameters: list[Tensor] = [p for p, _ in pairs]
     anchors = [a for _, a in pairs]
 
     @torch.no_grad()
@@ -44,7 +44,8 @@ def proximal_gradient(model: nn.Module, anchor: Tensors, mu: float) -> AfterBack
         gradients = [p.grad for p in parameters if p.grad is not None]
         if len(gradients) != len(parameters):
             raise RuntimeError("every travelling parameter must have a gradient")
-        torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=mu)
+        torch._foreach_add_(gradients, parameters, alpha=mu)
+        torch._foreach_add_(gradients, anchors, alpha=-mu)
 
     return add
 

@@ -15,7 +15,9 @@ def list_(kind: Kind, filter: str = "*", /) -> int:
         kind: algorithms, models, sources or classes.
         filter: for models, a pattern such as 'resnet*'; 'torchvision' lists torchvision's.
     """
-    {"algorithms": _algorithms, "models": lambda: _models(filter), "sources": _sources, "classes": _classes}[kind]()
+    {"algorithms": _algorithms, "models": lambda: _models(filter), "sources": _sources, "classes": _classes}[
+        kind
+    ]()
     return 0
 
 
@@ -34,7 +36,10 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> None:
 def _algorithms() -> None:
     from morphfed.algorithms.base import ALGORITHMS
 
-    rows = [[n, a.title, a.facts.travels, a.facts.stays, a.facts.memory, a.facts.cost, a.paper] for n, a in ALGORITHMS.items()]
+    rows = [
+        [n, a.title, a.facts.travels, a.facts.stays, a.facts.memory, a.facts.cost, a.paper]
+        for n, a in ALGORITHMS.items()
+    ]
     columns = ["name", "what", "travels", "stays", "coordinator memory", "cost a round", "paper"]
     _table("algorithms", columns, rows)
     sys.stdout.write("next: morphfed show NAME\n")
@@ -108,8 +113,12 @@ def show(name: str, /) -> int:
 
 def _show_algorithm(algorithm: Any) -> None:
     facts = algorithm.facts
-    sys.stdout.write(f"{algorithm.name}: {algorithm.title}\n  {algorithm.equation}\n  paper: {algorithm.paper}\n")
-    sys.stdout.write(f"  travels: {facts.travels}\n  stays: {facts.stays}\n  coordinator memory: {facts.memory}\n")
+    sys.stdout.write(
+        f"{algorithm.name}: {algorithm.title}\n  {algorithm.equation}\n  paper: {algorithm.paper}\n"
+    )
+    sys.stdout.write(
+        f"  travels: {facts.travels}\n  stays: {facts.stays}\n  coordinator memory: {facts.memory}\n"
+    )
     sys.stdout.write(f"  cost a round: {facts.cost}\n\nin a study:\n  [arms.{algorithm.name}]\n")
     for key, field in algorithm.config.model_fields.items():
         sys.stdout.write(f"  {key} = {field.default!r}    # {field.description}\n")
@@ -125,6 +134,8 @@ def _show_model(name: str) -> bool:
         return False
     parameters = sum(p.numel() for p in network.module.parameters())
     sys.stdout.write(f"model {name}\n  {parameters / 1e6:.2f} M parameters with two classes\n")
-    sys.stdout.write(f"  {4e-6 * parameters:.1f} MB a transfer in fp32\n  normalisation: mean {network.mean}, std {network.std}\n")
+    sys.stdout.write(
+        f"  {4e-6 * parameters:.1f} MB a transfer in fp32\n  normalisation: mean {network.mean}, std {network.std}\n"
+    )
     sys.stdout.write(f'in a study:\n  [model]\n  name = "{name}"\n')
     return True

@@ -15,6 +15,9 @@ from morphfed.core.progress import Event
 PLAIN_EVERY = 10.0
 """Seconds between plain lines of one task."""
 
+STUDY = "study"
+"""The bar of the whole study; bars of units are named ``arm/model/seed-N`` and move it too."""
+
 
 class Display:
     """A reporter to be used as a context manager; safe to call from several threads.
@@ -30,7 +33,8 @@ class Display:
         self._lock = threading.Lock()
         self._bars: dict[str, TaskID] = {}
         self._said: dict[str, float] = {}
-        self._shares: dict[str, float] = {}
+        self._running: dict[str, float] = {}
+        self._units_done = 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -58,27 +62,36 @@ class Display:
         """Show one event."""
         with self._lock:
             if event.level == "warning":
-                self._console.print(f"warning: {event.text}", style="yellow", markup=False)
+                self._console.print(f"warning: {event.text}", style="yellow", markup=False, soft_wrap=True)
             elif event.level == "info":
                 if not self._quiet:
-                    self._console.print(event.text, style="dim", markup=False)
+                    self._console.print(event.text, style="dim", markup=False, soft_wrap=True)
             elif self._live:
-                self._bar(event)
+                self._move(event)
             elif not self._quiet:
                 self._line(event)
 
-    def _bar(self, event: Event) -> None:
-        done = self._overall(event) if event.task == "study" or event.task in self._shares else event.done
+    def _move(self, event: Event) -> None:
+        finished = bool(event.total) and event.done >= (event.total or 0)
+        if event.task == STUDY:
+            self._units_done = event.done
+        elif "/seed-" in event.task and event.total:
+            # A running unit counts by its share, so the study's estimate moves between units too.
+            self._running[event.task] = event.done / event.total
+            if finished:
+                self._running.pop(event.task)
         if event.task not in self._bars:
             self._bars[event.task] = self._progress.add_task(event.task, total=event.total, text=event.text)
         bar = self._bars[event.task]
-        shown = event.done if event.task != "study" else done
-        self._progress.update(bar, completed=shown, text=event.text, **({"total": event.total} if event.total else {}))
-        if event.total and event.done >= event.total and event.task != "study":
+        if event.total:
+            self._progress.update(bar, total=event.total)
+        if event.total or event.task == STUDY:
+            self._progress.update(bar, completed=event.done)
+        self._progress.update(bar, text=event.text)
+        if STUDY in self._bars:
+            self._progress.update(self._bars[STUDY], completed=self._units_done + sum(self._running.values()))
+        if finished and event.task != STUDY:
             self._progress.remove_task(self._bars.pop(event.task))
-
-    def _overall(self, event: Event) -> float:
-        return event.done
 
     def _line(self, event: Event) -> None:
         now = time.monotonic()

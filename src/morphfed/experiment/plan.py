@@ -97,7 +97,9 @@ def _network(resolved: Resolved, arm: Arm, *, measure: bool) -> dict[str, Any]:
     return found
 
 
-def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]) -> dict[str, Any]:
+def _unit(
+    unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]
+) -> dict[str, Any]:
     counts = [int(sites[s]["train"]) for s in unit.trained_on]
     groups = [sum(counts)] if unit.pooled else counts
     passes = arm.federation.rounds * arm.train.local_epochs
@@ -147,4 +149,10 @@ def render_plan(plan: Mapping[str, Any]) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -103,7 +103,13 @@ def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tu
 
 
 def prepare(
-    study: Study, run: Path, cache: Path, study_folder: Path, *, report: Reporter = silent, workers: int | None = None
+    study: Study,
+    run: Path,
+    cache: Path,
+    study_folder: Path,
+    *,
+    report: Reporter = silent,
+    workers: int | None = None,
 ) -> Prepared:
     """Draft, map, split and cache all images; or read back what an earlier call left in ``run``.
 
@@ -150,7 +156,11 @@ def label_and_split(
     held = usable.frame["site"].isin(list(study.held_out))
     # A held-out site is all test, whatever split its source prescribes; training sites keep theirs.
     outside = Manifest(usable.frame[held].assign(split="test"), manifest.root)
-    fractions = {"train": study.data.split.train, "validation": study.data.split.validation, "test": study.data.split.test}
+    fractions = {
+        "train": study.data.split.train,
+        "validation": study.data.split.validation,
+        "test": study.data.split.test,
+    }
     assigned, notes = assign_splits(usable.where(~held), fractions, study.data.split.seed, "class")
     rest = Manifest(frame[frame["class"].isna()].assign(split=None), manifest.root)
     return Manifest.concat([assigned, outside, rest]), left_out, list(notes.sentences)
@@ -202,7 +212,10 @@ def _write_prepared(
     crops = [crop_side(study.data.field_um, None if np.isnan(um) else float(um)) for um in um_per_px]
     hashes = _column(frame, "sha256")
     files = [manifest.file(p) for p in frame["path"]]
-    keys = [None if h is None else store.key(Picture(f, h, c)) for f, h, c in zip(files, hashes, crops, strict=True)]
+    keys = [
+        None if h is None else store.key(Picture(f, h, c))
+        for f, h, c in zip(files, hashes, crops, strict=True)
+    ]
     ids = _image_ids(frame)
     clusters = [p if p is not None else i for p, i in zip(_column(frame, "patient"), ids, strict=True)]
     prepared = frame[["path", "site", "split", "sha256", "source_label"]].assign(
@@ -238,7 +251,10 @@ def _site_info(
 ) -> dict[str, Any]:
     here = prepared[prepared["site"] == site]
     counts = {
-        name: {part: int(((here["label"] == i) & (here["split"] == part)).sum()) for part in ("train", "validation", "test")}
+        name: {
+            part: int(((here["label"] == i) & (here["split"] == part)).sum())
+            for part in ("train", "validation", "test")
+        }
         for i, name in enumerate(study.classes)
     }
     patients = rows.frame.loc[rows.frame["class"].notna(), "patient"]
@@ -253,7 +269,8 @@ def _site_info(
         "cluster_unit": "patient" if known else "image",
         "classes": counts,
         "left_out": [
-            {"source_label": own, "n": n, "why": why} for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
+            {"source_label": own, "n": n, "why": why}
+            for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
         ],
         "um_per_px": scale.um_per_px,
         "scale_from": scale.origin,
@@ -264,7 +281,13 @@ def _site_info(
 
 
 def load_prepared(
-    study: Study, run: Path, cache: Path, *, report: Reporter = silent, workers: int | None = None, build: bool = True
+    study: Study,
+    run: Path,
+    cache: Path,
+    *,
+    report: Reporter = silent,
+    workers: int | None = None,
+    build: bool = True,
 ) -> Prepared:
     """Read back what :func:`prepare` wrote, and make sure that every picture is in the cache.
 
@@ -279,7 +302,9 @@ def load_prepared(
 
     saved = read_json(run / DATA)
     if sha256_file(run / PREPARED) != saved["prepared_sha256"]:
-        raise StorageError(f"{run / PREPARED} is damaged.", fix=f"remove {run / DATA}; the data are prepared again.")
+        raise StorageError(
+            f"{run / PREPARED} is damaged.", fix=f"remove {run / DATA}; the data are prepared again."
+        )
     frame = pd.read_parquet(run / PREPARED)
     manifest_root = run
     store = ImageStore(cache, size=study.data.image_size, pad=study.data.pad)
@@ -350,7 +375,9 @@ def _refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study
             raise DataError(f"Held-out site '{site}' has no readable image.", fix="check its folder.")
     counts = np.sum([sets[site]["train"].class_counts for site in study.training_sites], axis=0)
     if np.count_nonzero(counts) < 2:
-        raise ConfigError("All training images are of one class.", fix="name other classes, or bring other sites.")
+        raise ConfigError(
+            "All training images are of one class.", fix="name other classes, or bring other sites."
+        )
 
 
 def _column(frame: pd.DataFrame, name: str) -> Sequence[str | None]:

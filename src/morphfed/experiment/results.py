@@ -21,7 +21,7 @@ from morphfed.evaluation.compare import (
     summarise,
 )
 from morphfed.evaluation.predictions import Predictions, read_predictions
-from morphfed.evaluation.site import evaluate_site
+from morphfed.evaluation.site import Role, evaluate_site
 from morphfed.experiment.environment import describe
 from morphfed.experiment.train_unit import is_done, read_unit
 
@@ -54,7 +54,7 @@ def build_results(
     """
     study = resolved.study
     done = [unit for unit in units if is_done(unit, run)]
-    roles = {site: block["role"] for site, block in prepared.info.items()}
+    roles: dict[str, Role] = {site: block["role"] for site, block in prepared.info.items()}
     entries, predicted = [], []
     for number, unit in enumerate(done):
         report(Event("evaluate", number, len(done), f"judging {unit.key}"))
@@ -63,10 +63,12 @@ def build_results(
         entry["sites"] = _judge(unit, found, roles, prepared, resolved)
         entries.append(entry)
         predicted.append(
-            UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
+            UnitPredictions(
+                unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles
+            )
         )
     report(Event("evaluate", len(done), len(done), "comparing arms"))
-    settings = {"resamples": study.evaluation.resamples, "seed": 0}
+    resamples = study.evaluation.resamples
     saved = read_json(run / "config.json")
     return {
         "schema": SCHEMA,
@@ -74,9 +76,9 @@ def build_results(
         "data": {"sites": _sites(prepared, resolved), "notes": prepared.notes, "check": _check(run)},
         "arms": entries,
         "failed": [{"unit": name, "reason": why} for name, why in failed.items()],
-        "summary": summarise(predicted, **settings),
+        "summary": summarise(predicted, resamples=resamples),
         "cross_site": cross_site_matrix(predicted, metric=PRIMARY),
-        "comparisons": compare_pairs(predicted, default_pairs(predicted), **settings),
+        "comparisons": compare_pairs(predicted, default_pairs(predicted), resamples=resamples),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
     }
@@ -102,7 +104,7 @@ def _study(resolved: Resolved, saved: Mapping[str, Any]) -> dict[str, Any]:
 def _judge(
     unit: Unit,
     found: Mapping[str, Predictions],
-    roles: Mapping[str, str],
+    roles: Mapping[str, Role],
     prepared: Prepared,
     resolved: Resolved,
 ) -> dict[str, Any]:

@@ -183,9 +183,17 @@ def _train(
 ) -> dict[str, str]:
     todo = [unit for unit in units if not is_done(unit, run)]
     if len(todo) < len(units):
-        report(Event("resume", text=f"{len(units) - len(todo)} of {len(units)} units were already done", level="info"))
+        report(
+            Event(
+                "resume",
+                text=f"{len(units) - len(todo)} of {len(units)} units were already done",
+                level="info",
+            )
+        )
     jobs = [Job(unit, resolved, run, cache, study_folder, fingerprint(resolved, unit)) for unit in todo]
-    failed = run_jobs(jobs, processes=min(resolved.jobs, max(1, len(jobs))), threads=resolved.threads, report=report)
+    failed = run_jobs(
+        jobs, processes=min(resolved.jobs, max(1, len(jobs))), threads=resolved.threads, report=report
+    )
     for name, why in failed.items():
         report(Event(name, text=f"{name}: {why}", level="warning"))
     return failed
@@ -194,7 +202,9 @@ def _train(
 def _refuse_nothing(units: Sequence[Unit], failed: Mapping[str, str]) -> None:
     if len(failed) == len(units):
         first = next(iter(failed.values()))
-        raise MorphfedError(f"No unit could be trained. The first said: {first}", fix="mend that and run again.")
+        raise MorphfedError(
+            f"No unit could be trained. The first said: {first}", fix="mend that and run again."
+        )
 
 
 def _add_seconds(run: Path, seconds: float) -> None:

@@ -57,7 +57,12 @@ class CheckpointStore:
         return folder / f"{'private' if kind == 'site' else kind}-{round_number:05d}.safetensors"
 
     def save(
-        self, round_number: int, groups: Mapping[str, Tensors], meta: Mapping[str, Any], *, same: Mapping[str, int]
+        self,
+        round_number: int,
+        groups: Mapping[str, Tensors],
+        meta: Mapping[str, Any],
+        *,
+        same: Mapping[str, int],
     ) -> None:
         """Commit a round.
 
@@ -131,7 +136,10 @@ class CheckpointStore:
                 return  # an unreadable commit: keep every file, load() decides
         for commit in commits[KEEP:]:
             commit.unlink(missing_ok=True)
-        held = [*(self.folder / "checkpoint").glob("*.safetensors"), *self.folder.glob("sites/*/private-*.safetensors")]
+        held = [
+            *(self.folder / "checkpoint").glob("*.safetensors"),
+            *self.folder.glob("sites/*/private-*.safetensors"),
+        ]
         for path in held:
             if path not in needed:
                 path.unlink(missing_ok=True)

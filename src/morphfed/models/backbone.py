@@ -24,9 +24,15 @@ class ModelConfig(Config):
     """Which network, and from which weights it starts."""
 
     name: str = Field("resnet34", description="a timm model, or torchvision/NAME")
-    weights: str = Field("none", description="'pretrained' (from the hub's cache), 'none', or a .safetensors file")
-    norm: Norm = Field("batch", description="batch: as is; group: batch norms become group norms; local: stay at sites")
-    dropout: float | None = Field(None, ge=0, lt=1, description="before the classifier; empty: the network's default")
+    weights: str = Field(
+        "none", description="'pretrained' (from the hub's cache), 'none', or a .safetensors file"
+    )
+    norm: Norm = Field(
+        "batch", description="batch: as is; group: batch norms become group norms; local: stay at sites"
+    )
+    dropout: float | None = Field(
+        None, ge=0, lt=1, description="before the classifier; empty: the network's default"
+    )
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,9 @@ class Backbone:
     fresh: tuple[str, ...]
 
 
-def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, folder: Path | None = None) -> Backbone:
+def build(
+    config: ModelConfig, *, classes: int, image_size: int, seed: int, folder: Path | None = None
+) -> Backbone:
     """Build a network and fill it with weights.
 
     Args:
@@ -120,7 +128,8 @@ def _torchvision(config: ModelConfig, classes: int) -> tuple[Any, Any, Any, froz
         module = models.get_model(name, weights=None, num_classes=classes, **options)
     except TypeError as cause:
         raise ConfigError(
-            f"model.dropout: '{config.name}' has no dropout before its classifier.", fix="remove model.dropout."
+            f"model.dropout: '{config.name}' has no dropout before its classifier.",
+            fix="remove model.dropout.",
         ) from cause
     prefixes = [n for n in ("classifier", "fc", "head", "heads") if hasattr(module, n)]
     head = _keys_under(module, tuple(prefixes))

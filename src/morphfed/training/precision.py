@@ -16,7 +16,13 @@ WORTHWHILE = 1.10
 
 
 def step_seconds(
-    model: nn.Module, *, precision: str, image_size: int, batch_size: int, device: torch.device, repeats: int = 3
+    model: nn.Module,
+    *,
+    precision: str,
+    image_size: int,
+    batch_size: int,
+    device: torch.device,
+    repeats: int = 3,
 ) -> float:
     """Seconds of the fastest of ``repeats`` forward-and-backward passes (the weights do not change)."""
     images = torch.randn(batch_size, 3, image_size, image_size, device=device)
@@ -27,7 +33,7 @@ def step_seconds(
         start = time.perf_counter()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             logits = model(images)
-        F.cross_entropy(logits.float(), labels).backward()
+        torch.autograd.backward(F.cross_entropy(logits.float(), labels))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)

@@ -108,7 +108,7 @@ class Trainer:
                     logits = model(images)
                 loss = criterion(logits.float(), labels)
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                torch.autograd.backward(loss)
                 if after_backward is not None:
                     after_backward(model)
                 if config.clip is not None:
@@ -122,7 +122,9 @@ class Trainer:
         self._check(loss_sum, site, round_number, step, final=True)
         return FitReport(mean_loss, config.local_epochs * batches, images_seen)
 
-    def _check(self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False) -> None:
+    def _check(
+        self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False
+    ) -> None:
         # Reading a GPU tensor waits for the device, so there it is read once, at the end.
         if (final or self.device.type == "cpu") and not bool(torch.isfinite(loss_sum)):
             raise TrainingError(

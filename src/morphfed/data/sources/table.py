@@ -62,7 +62,9 @@ class _Table:
         exact = [self._exact(path, known) for path in written]
         # A file that another row names by its path is not this row's, however alike the names are.
         taken = {file for file in exact if file is not None}
-        return [file or self._by_name(path, by_name, taken) for file, path in zip(exact, written, strict=True)]
+        return [
+            file or self._by_name(path, by_name, taken) for file, path in zip(exact, written, strict=True)
+        ]
 
     def _exact(self, written: Path, known: set[Path]) -> Path | None:
         return next((b / written for b in (self.path.parent, self.folder.path) if b / written in known), None)
