@@ -74,9 +74,7 @@ def test_same_images_same_resamples_whatever_the_order_and_the_model() -> None:
     p, q = random_predictions(60), random_predictions(60, seed=1)
     other_model = Predictions(p.classes, p.ids, p.labels, q.probabilities, p.clusters, "image")
     back = np.arange(60)[::-1]
-    turned = Predictions(
-        p.classes, p.ids[back], p.labels[back], p.probabilities[back], p.clusters[back], "image"
-    )
+    turned = Predictions(p.classes, p.ids[back], p.labels[back], p.probabilities[back], p.clusters[back], "image")
     np.testing.assert_array_equal(drawn_weights(other_model, 3), drawn_weights(p, 3))
     for name, values in replicate_metrics(turned, METRICS, resamples=50, seed=3).items():
         np.testing.assert_array_equal(values, replicate_metrics(p, METRICS, resamples=50, seed=3)[name])

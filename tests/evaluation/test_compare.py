@@ -97,9 +97,7 @@ def test_summary_is_json_and_leaves_out_only_what_has_no_meaning(scores: Scores)
     models = 5 + 2
     scopes = 3 + 4
     assert len(rows) == (models * scopes - 2) * 6  # own site: neither at oslo nor held out
-    assert not [
-        r for r in rows if r["model"] == "local (own site)" and r["scope"] in ("oslo", "mean_held_out")
-    ]
+    assert not [r for r in rows if r["model"] == "local (own site)" and r["scope"] in ("oslo", "mean_held_out")]
     assert {r["arm"] for r in rows if str(r["model"]).startswith("local")} == {"local"}
 
 
@@ -123,6 +121,15 @@ def test_interval_of_a_site_is_that_of_its_images() -> None:
     width = float(found["high"]) - float(found["low"])  # type: ignore[arg-type]
     # Two sites that are resampled independently: narrower by √2.
     assert float(mean["high"]) - float(mean["low"]) == pytest.approx(width / np.sqrt(2), rel=0.15)  # type: ignore[arg-type]
+
+
+def test_a_gap_that_noise_alone_would_open_is_not_reported_as_one() -> None:
+    rows = summarise(Scores([unit("fedavg", 0, (14, 14, 14))], metrics=["accuracy"], resamples=2000))
+    gap = row(rows, model="fedavg", scope="gap_training", metric="accuracy")
+    # Equal sites; the difference of two shares of 20 has a standard deviation of .145, so resampled gaps average
+    # .12 and reach .33: those percentiles shifted by twice .12 leave .10.
+    assert (gap["mean"], gap["low"]) == (0.0, 0.0)
+    assert gap["high"] == pytest.approx(0.1, abs=0.05)
 
 
 def test_cross_site_matrix_by_hand(scores: Scores) -> None:

@@ -109,9 +109,7 @@ def written_out_ece(labels: np.ndarray, probabilities: np.ndarray) -> float:
         inside = [i for i, row in enumerate(probabilities) if (number - 1) / 15 < row.max() <= number / 15]
         if inside:
             right = np.mean([probabilities[i].argmax() == labels[i] for i in inside])
-            total += (
-                len(inside) / len(labels) * abs(right - np.mean([probabilities[i].max() for i in inside]))
-            )
+            total += len(inside) / len(labels) * abs(right - np.mean([probabilities[i].max() for i in inside]))
     return total
 
 

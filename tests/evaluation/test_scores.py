@@ -14,9 +14,7 @@ from morphfed.evaluation.site import evaluate_site
 CLASSES = ("neutrophil", "monocyte", "basophil")
 
 
-def predictions(
-    site: str, *, present: int = 3, n: int = 30, model: int = 0, unit: str = "image"
-) -> Predictions:
+def predictions(site: str, *, present: int = 3, n: int = 30, model: int = 0, unit: str = "image") -> Predictions:
     labels = np.arange(n) % present
     raw = np.random.default_rng(model).dirichlet(np.ones(3), n)
     raw[np.arange(n), labels] += 0.5
@@ -49,9 +47,7 @@ def test_masked_metrics_appear_where_a_site_lacks_classes() -> None:
         assert rows["lyon", f"{name}_masked"]["mean"] == rows["lyon", name]["mean"]
     # The same images give the same resamples, so one seed's summary is its block.
     assert rows["oslo", "balanced_accuracy"]["low"] == block["metrics"]["balanced_accuracy"]["low"]
-    assert "balanced_accuracy_masked" in {
-        e["metric"] for e in compare_pairs([make(), make("b")], resamples=20)
-    }
+    assert "balanced_accuracy_masked" in {e["metric"] for e in compare_pairs([make(), make("b")], resamples=20)}
     full = {"oslo": predictions("oslo")}
     assert "balanced_accuracy_masked" not in Scores([make(sites=full)], resamples=10).metrics
 
@@ -74,10 +70,7 @@ def test_clusters_of_a_scope_say_what_they_are() -> None:
 
 def test_a_site_without_images_makes_its_means_null_not_the_others() -> None:
     empty = Predictions(CLASSES, [], [], np.zeros((0, 3)), [], "image")
-    units = [
-        make(m, sites={"oslo": empty}, roles={"lyon": "train", "oslo": "train"})
-        for m in ("fedavg", "fedprox")
-    ]
+    units = [make(m, sites={"oslo": empty}, roles={"lyon": "train", "oslo": "train"}) for m in ("fedavg", "fedprox")]
     rows = {(r["scope"], r["metric"]): r for r in summarise(units, resamples=20) if r["model"] == "fedavg"}
     assert rows["lyon", "accuracy"]["mean"] is not None
     for scope in ("oslo", "mean_training"):
@@ -86,10 +79,7 @@ def test_a_site_without_images_makes_its_means_null_not_the_others() -> None:
 
 
 def test_each_arm_of_local_models_has_its_own_diagonal() -> None:
-    units = [
-        make(f"{arm}/lyon", arm=arm, roles={"lyon": "train", "oslo": "train"})
-        for arm in ("local", "local-gn")
-    ]
+    units = [make(f"{arm}/lyon", arm=arm, roles={"lyon": "train", "oslo": "train"}) for arm in ("local", "local-gn")]
     scores = Scores(units, resamples=10)
     assert scores.all_models[2:] == (
         "local (own site)",
@@ -140,10 +130,6 @@ def test_no_units_is_an_error() -> None:
 def test_rows_in_another_order_are_the_same_images() -> None:
     p = predictions("lyon")
     back = np.arange(len(p))[::-1]
-    turned = Predictions(
-        CLASSES, p.ids[back], p.labels[back], p.probabilities[back], p.clusters[back], "image"
-    )
+    turned = Predictions(CLASSES, p.ids[back], p.labels[back], p.probabilities[back], p.clusters[back], "image")
     found = compare_pairs([make(), make("b", sites={"lyon": turned})], [("fedavg", "b")], resamples=50)
-    assert {(e["difference"], e["low"], e["high"]) for e in found if e["scope"] == "lyon"} == {
-        (0.0, 0.0, 0.0)
-    }
+    assert {(e["difference"], e["low"], e["high"]) for e in found if e["scope"] == "lyon"} == {(0.0, 0.0, 0.0)}

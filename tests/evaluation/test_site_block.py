@@ -46,9 +46,7 @@ def test_numbers_agree_with_scikit_learn() -> None:
     recall = recall_score(p.labels, p.predicted, average=None)
     assert [block["per_class"][c]["recall"] for c in CLASSES] == pytest.approx(recall)
     assert block["metrics"]["balanced_accuracy"]["value"] == pytest.approx(recall.mean())
-    assert block["metrics"]["macro_f1"]["value"] == pytest.approx(
-        f1_score(p.labels, p.predicted, average="macro")
-    )
+    assert block["metrics"]["macro_f1"]["value"] == pytest.approx(f1_score(p.labels, p.predicted, average="macro"))
     assert [sum(row) for row in block["confusion"]] == [block["per_class"][c]["n"] for c in CLASSES]
     low, high = proportion_interval(recall[0], block["per_class"]["neutrophil"]["n"])
     assert (block["per_class"]["neutrophil"]["low"], block["per_class"]["neutrophil"]["high"]) == (low, high)
@@ -57,9 +55,7 @@ def test_numbers_agree_with_scikit_learn() -> None:
 def test_same_seed_same_block_in_any_order_of_rows() -> None:
     p = make(strength=0.3)
     back = np.arange(len(p))[::-1]
-    turned = Predictions(
-        CLASSES, p.ids[back], p.labels[back], p.probabilities[back], p.clusters[back], "image"
-    )
+    turned = Predictions(CLASSES, p.ids[back], p.labels[back], p.probabilities[back], p.clusters[back], "image")
     first = evaluate_site(p, role="train", resamples=100)
     assert evaluate_site(p, role="train", resamples=100) == first
     other = evaluate_site(turned, role="train", resamples=100)
@@ -153,3 +149,15 @@ def test_notes_name_rare_classes_one_patient_and_no_mistake() -> None:
     assert all(name in block["notes"][0] for name in listed)
     assert "one patient" in block["notes"][1]
     assert "No mistake among 14" in block["notes"][2]
+
+
+def test_interval_of_the_calibration_error_reaches_zero_where_noise_explains_it() -> None:
+    # Confidence .8 everywhere, 78 of 100 right: |.8 − .78| is half a standard error of .04 from nothing.
+    ids = np.char.mod("%03d", np.arange(100))
+    chosen = np.tile([0.8, 0.2], (100, 1))
+    labels = np.where(np.arange(100) < 78, 0, 1)
+    p = Predictions(("a", "b"), ids, labels, chosen, ids, "image")
+    found = evaluate_site(p, role="train", resamples=1000)["metrics"]["ece"]
+    assert found["value"] == pytest.approx(0.02, abs=1e-6)
+    assert found["low"] == 0.0  # a plain percentile of absolute values never is
+    assert 0.02 <= found["high"] <= 0.09

@@ -113,8 +113,9 @@ def interval(
     """Expanded percentile interval of a statistic from its bootstrap replicates ``(B,)``.
 
     The percentile interval is too narrow when clusters are few, by the factor between a normal quantile with
-    the plug-in variance and Student's t; the tail is moved to make up for it (Hesterberg 2015, arXiv:1411.5279):
-    ``α'/2 = Φ(−sqrt(K/(K−1)) t(1−α/2; K−1))``. At K = 100 that is 0.0228 in place of 0.025.
+    the plug-in variance and Student's t; the tail is moved to make up for it
+    (Hesterberg 2015, arXiv:1411.5279):
+    ``α'/2 = Φ(−sqrt(K/(K−1)) t(1−α/2; K−1))``. At K = 100 that is 0.0231 in place of 0.025.
 
     Args:
         replicates: NaN where a resample does not define the statistic; those are left out.
