@@ -71,9 +71,7 @@ def summarise(units: Units, *, resamples: int = RESAMPLES, seed: int = 0) -> lis
     return rows
 
 
-def _summary_row(
-    scores: Scores, model: str, scope: str, metric: str, seeds: Sequence[int]
-) -> dict[str, Any] | None:
+def _summary_row(scores: Scores, model: str, scope: str, metric: str, seeds: Sequence[int]) -> dict[str, Any] | None:
     vector = scores.seed_mean(model, scope, metric, seeds)
     if vector is None:
         return None

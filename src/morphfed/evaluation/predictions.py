@@ -80,8 +80,7 @@ class Predictions:
         unknown = wanted - set(self.classes)
         if unknown or not wanted:
             raise DataError(
-                f"Predictions cannot be masked to {sorted(wanted)}: "
-                f"the classes are {', '.join(self.classes)}.",
+                f"Predictions cannot be masked to {sorted(wanted)}: the classes are {', '.join(self.classes)}.",
                 fix="mask to at least one class, all of them classes of the study.",
             )
         missing = set(self.present) - wanted
@@ -137,9 +136,7 @@ def _check(p: Predictions) -> None:
     n, c = len(p.labels), len(p.classes)
     fix = "this comes from the code that made the predictions; give one value an image."
     if c == 0 or len(set(p.classes)) != c:
-        raise DataError(
-            f"Predictions need distinct class names, got {list(p.classes)}.", fix="name each class once."
-        )
+        raise DataError(f"Predictions need distinct class names, got {list(p.classes)}.", fix="name each class once.")
     if p.cluster_unit not in ("patient", "image"):
         raise DataError(f"cluster_unit is {p.cluster_unit!r}.", fix="use 'patient' or 'image'.")
     shapes = {"ids": p.ids.shape, "labels": p.labels.shape, "clusters": p.clusters.shape}
@@ -211,8 +208,7 @@ def write_predictions(path: Path, sites: Mapping[str, Predictions]) -> None:
     for site, p in sites.items():
         if p.classes != classes:
             raise DataError(
-                f"Site '{site}' has the classes {', '.join(p.classes)}; "
-                f"the others have {', '.join(classes)}.",
+                f"Site '{site}' has the classes {', '.join(p.classes)}; the others have {', '.join(classes)}.",
                 fix="predict all sites of a unit with the classes of the study, in its order.",
             )
     parts = list(sites.items())
@@ -244,9 +240,7 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
     path = Path(path)
     again = "remove it and run the same command again; the predictions are made anew."
     if not path.is_file():
-        raise StorageError(
-            f"{path} does not exist.", fix="run the study first; each finished unit writes it."
-        )
+        raise StorageError(f"{path} does not exist.", fix="run the study first; each finished unit writes it.")
     try:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as cause:

@@ -244,15 +244,13 @@ def _check_units(units: Sequence[UnitPredictions]) -> None:
         if set(u.sites) != set(first.sites):
             odd = sorted(set(u.sites) ^ set(first.sites))
             raise DataError(
-                f"{name} and model '{first.model}' were not judged at the same sites; "
-                f"only one has {', '.join(odd)}.",
+                f"{name} and model '{first.model}' were not judged at the same sites; only one has {', '.join(odd)}.",
                 fix="predict at every site of the study with every model.",
             )
         for site, p in u.sites.items():
             if site not in u.roles or u.roles[site] != first.roles.get(site):
                 raise DataError(
-                    f"{name} has site '{site}' as {u.roles.get(site)!r}, "
-                    f"others as {first.roles.get(site)!r}.",
+                    f"{name} has site '{site}' as {u.roles.get(site)!r}, others as {first.roles.get(site)!r}.",
                     fix="give each site its role in the study, the same for every unit.",
                 )
             _check_same_images(p, reference[site], f"{name} at site '{site}'", first.model)
@@ -266,8 +264,7 @@ def _check_same_images(p: Predictions, other: Predictions, where: str, model: st
         )
     p = in_order(p)
     same = len(p) == len(other) and all(
-        (a == b).all()
-        for a, b in ((p.ids, other.ids), (p.labels, other.labels), (p.clusters, other.clusters))
+        (a == b).all() for a, b in ((p.ids, other.ids), (p.labels, other.labels), (p.clusters, other.clusters))
     )
     if not same or p.cluster_unit != other.cluster_unit:
         odd = sorted(set(p.ids.tolist()) ^ set(other.ids.tolist()))

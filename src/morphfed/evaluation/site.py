@@ -70,9 +70,7 @@ def _metrics(
     """Metrics with their intervals, and the resampled recall of each class ``(C, resamples)``."""
     p = predictions
     if not len(p):
-        return {k: {"value": None, "low": None, "high": None} for k in m.METRICS}, np.zeros(
-            (len(p.classes), 0)
-        )
+        return {k: {"value": None, "low": None, "high": None} for k in m.METRICS}, np.zeros((len(p.classes), 0))
 
     def statistic(q: Predictions, weights: m.Floats) -> dict[str, m.Floats]:
         matrix = m.confusion(q.labels, q.predicted, len(q.classes), weights)
@@ -101,9 +99,7 @@ def _per_class(p: Predictions, matrix: m.Floats, recalls: m.Floats) -> dict[str,
         n = int(matrix[c].sum())
         low, high = None, None
         if n:
-            low, high = proportion_interval(
-                float(recall[c]), _effective_n(p, c, float(recall[c]), recalls[c])
-            )
+            low, high = proportion_interval(float(recall[c]), _effective_n(p, c, float(recall[c]), recalls[c]))
         result[name] = {
             "n": n,
             "recall": _number(recall[c]),
@@ -160,8 +156,7 @@ def _notes(p: Predictions, matrix: m.Floats, clusters: int) -> list[str]:
     few = [f"{name} ({n})" for name, n in zip(p.classes, counts, strict=True) if 0 < n < FEW_IMAGES]
     if few:
         notes.append(
-            f"Fewer than {FEW_IMAGES} test images of {', '.join(few)}: "
-            "intervals of class means are too narrow."
+            f"Fewer than {FEW_IMAGES} test images of {', '.join(few)}: intervals of class means are too narrow."
         )
     if clusters < 2:
         notes.append(f"All images come from one {p.cluster_unit}: no interval can be given.")
