@@ -118,11 +118,7 @@ def _masked(r: Results) -> str:
 
 def _rejected(r: Results) -> str:
     n = sum(len(u.get("rejected") or ()) for u in r.units)
-    return (
-        f"{counted(n, 'upload')} of a site {'was' if n == 1 else 'were'} rejected during training."
-        if n
-        else ""
-    )
+    return f"{counted(n, 'upload')} of a site {'was' if n == 1 else 'were'} rejected during training." if n else ""
 
 
 def _check(r: Results) -> str:

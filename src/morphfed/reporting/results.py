@@ -120,9 +120,7 @@ class Results:
         self.sites: Mapping[str, Mapping[str, Any]] = self.data.get("sites") or {}
         self.config: Mapping[str, Any] = raw.get("config") or {}
         self.environment: Mapping[str, Any] = raw.get("environment") or {}
-        self._summary = {
-            (s["model"], s["scope"], s["metric"]): _estimate(s) for s in raw.get("summary") or []
-        }
+        self._summary = {(s["model"], s["scope"], s["metric"]): _estimate(s) for s in raw.get("summary") or []}
         self.comparisons = [_comparison(c) for c in raw.get("comparisons") or []]
 
     @property
@@ -285,9 +283,7 @@ def _estimate(raw: Mapping[str, Any]) -> Estimate:
 
 
 def _comparison(raw: Mapping[str, Any]) -> Comparison:
-    difference, low, high, p, p_holm = (
-        finite(raw.get(k)) for k in ("difference", "low", "high", "p", "p_holm")
-    )
+    difference, low, high, p, p_holm = (finite(raw.get(k)) for k in ("difference", "low", "high", "p", "p_holm"))
     return Comparison(
         str(raw["a"]),
         str(raw["b"]),
@@ -322,14 +318,10 @@ def _check(raw: Mapping[str, Any]) -> None:
     wanted = {"study": ("name", "classes", "training_sites"), "arms": ()}
     for block, keys in wanted.items():
         if block not in raw:
-            raise StorageError(
-                f"results.json has no block '{block}'.", fix="run the study again to rewrite it."
-            )
+            raise StorageError(f"results.json has no block '{block}'.", fix="run the study again to rewrite it.")
         for key in keys:
             if key not in raw[block]:
-                raise StorageError(
-                    f"results.json has no '{block}.{key}'.", fix="run the study again to rewrite it."
-                )
+                raise StorageError(f"results.json has no '{block}.{key}'.", fix="run the study again to rewrite it.")
 
 
 def load(results: Mapping[str, Any] | Path) -> Results:

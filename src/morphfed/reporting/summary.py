@@ -159,9 +159,7 @@ def _spread(r: Results) -> Finding | None:
         gap = gap if gap.known else Estimate(scores[best] - scores[worst])
         limits = interval(gap.low, gap.high)
         shown = f"{score(gap.value)}, {limits}" if limits else score(gap.value)
-        said.append(
-            f"with {model.title} it is {worst} ({score(scores[worst])}; gap to the best, {best}: {shown})"
-        )
+        said.append(f"with {model.title} it is {worst} ({score(scores[worst])}; gap to the best, {best}: {shown})")
     if not said:
         return None
     note = f" {federated[0].title} is the study's first federated arm." if len(federated) > 1 else ""
@@ -201,9 +199,7 @@ def _against(r: Results, models: Sequence[Model], other: Model, scope: str) -> s
         names = [_difference(m, c) if detailed else m.title for m, c in groups["unclear"]]
         clauses.append(f"no clear difference for {shortened(names, 6)}")
     if groups["untested"]:
-        clauses.append(
-            f"the difference was not tested for {shortened([m.title for m, _ in groups['untested']], 6)}"
-        )
+        clauses.append(f"the difference was not tested for {shortened([m.title for m, _ in groups['untested']], 6)}")
     return capital("; ".join(clauses)) + "."
 
 

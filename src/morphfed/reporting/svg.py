@@ -137,6 +137,17 @@ def widest(texts: Sequence[str], size: float = TEXT_PX) -> float:
     return max((text_width(t, size) for t in texts), default=0.0)
 
 
+def panel_title(plane: Axes, title: str, width: float) -> None:
+    """A panel's name at its left upper corner, above the axis labels rather than above the axes."""
+    from matplotlib.transforms import ScaledTranslation
+
+    figure = plane.get_figure(root=True)
+    assert figure is not None
+    corner = figure.transFigure + ScaledTranslation(2 / 72, -8 / 72, figure.dpi_scale_trans)
+    shown = fitted(title, width - 6)
+    figure.text(0, 1, shown, transform=corner, ha="left", va="top", fontweight="bold", color=INK)
+
+
 def finish(figure: Figure, *, key: str, alt: str) -> str:
     """Turn a figure into an SVG element.
 

@@ -66,9 +66,7 @@ def _reliability_panels(page: Page) -> list[str]:
         for m in r.judged_at(site):
             bins = [(c, a, n) for c, a, n in _pooled_bins(r, m, site) if n >= SCANT]
             if bins:
-                found[m] = Series(
-                    page.looks[m.key], [(c, a) for c, a, _ in bins], sizes=[n for *_, n in bins]
-                )
+                found[m] = Series(page.looks[m.key], [(c, a) for c, a, _ in bins], sizes=[n for *_, n in bins])
         if found:
             panels.append(
                 lines(
@@ -164,6 +162,4 @@ def _table(r: Results, metric: str) -> Table | None:
             "interval can "
             "lie above its value."
         )
-    return Table(
-        metric, f"{capital(metric_name(metric))} with 95 % intervals; lower is better.", head, rows, note
-    )
+    return Table(metric, f"{capital(metric_name(metric))} with 95 % intervals; lower is better.", head, rows, note)

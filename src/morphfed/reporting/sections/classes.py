@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from morphfed.reporting.blocks import Block, Cell, Details, Figure, Page, Section, Table, Text
-from morphfed.reporting.figures import Row, confusion, forest
+from morphfed.reporting.figures import dodged
+from morphfed.reporting.matrices import confusion
 from morphfed.reporting.results import SMALL_CLASS, Estimate, Model, Results, over_seeds
 from morphfed.reporting.sections.outcome import number_cell
 from morphfed.reporting.text import (
@@ -20,6 +21,9 @@ from morphfed.reporting.text import (
     score,
     signed,
 )
+
+_MATRICES = 4
+"""Single-site models up to which each has its confusion matrix at a held-out site."""
 
 
 def classes(page: Page) -> Section:
@@ -45,55 +49,70 @@ def _recall(page: Page, site: str, number: int) -> list[Block]:
     r = page.results
     models = [m for m in r.judged_at(site) if r.tests_of(m, site)]
     tested = _counts(r, models, site)
-    if not models or not tested:
-        return []
     names = [c for c in r.classes if tested.get(c)]
-    estimates = {m: {c: class_recall(r, m, site, c) for c in names} for m in models}
-    panels = [
-        forest(
-            [
-                Row(plain(c), e.value, e.low, e.high, page.looks[m.key], note=f"{tested[c]}")
-                for c, e in by_class.items()
-            ],
-            key=f"recall-{number}-{j}",
-            title=m.title,
-            xlabel="recall (right: test images)",
-            limits=(0.0, 1.0),
-            alt=f"Recall of {m.title} at {site}: "
-            + "; ".join(f"{plain(c)} {score(e.value)}" for c, e in by_class.items()),
-        )
-        for j, (m, by_class) in enumerate(estimates.items())
+    if not models or not names:
+        return []
+    estimates = {m: [class_recall(r, m, site, c) for c in names] for m in models}
+    return [
+        _recall_figure(page, site, number, names, [tested[c] for c in names], estimates),
+        _recall_table(r, site, number, names, tested, estimates),
     ]
-    figure = Figure(f"recall-{number}", f"Recall of each class at {site}, with 95 % intervals.", panels)
-    rows = [
-        [
-            Cell(plain(c)),
-            Cell(count(tested[c]) + ("*" if tested[c] < SMALL_CLASS else "")),
-            *(number_cell(estimates[m][c]) for m in models),
-        ]
-        for c in names
-    ]
-    note = (
-        "Means over seeds; limits are averaged over seeds, so they describe the model of one seed."
-        if len(r.seeds) > 1
-        else ""
+
+
+def _recall_figure(
+    page: Page,
+    site: str,
+    number: int,
+    names: Sequence[str],
+    tested: Sequence[int],
+    estimates: Mapping[Model, Sequence[Estimate]],
+) -> Figure:
+    said = (
+        f"{m.title}: " + ", ".join(f"{plain(c)} {score(e.value, 2)}" for c, e in zip(names, found, strict=True))
+        for m, found in estimates.items()
     )
+    svg = dodged(
+        [plain(c) for c in names],
+        [(page.looks[m.key], [(e.value, e.low, e.high) for e in found]) for m, found in estimates.items()],
+        key=f"recall-{number}",
+        alt=f"Recall of each class at {site}. {'; '.join(said)}",
+        xlabel="recall",
+        limits=(0.0, 1.0),
+        notes=[count(n) for n in tested],
+        note_title="test images",
+    )
+    caption = f"Recall of each class at {site}, with 95 % intervals; in each band the arms in the legend's order."
+    return Figure(f"recall-{number}", caption, [svg], page.legend([m.key for m in estimates]), wide=True)
+
+
+def _recall_table(
+    r: Results,
+    site: str,
+    number: int,
+    names: Sequence[str],
+    tested: Mapping[str, int],
+    estimates: Mapping[Model, Sequence[Estimate]],
+) -> Table:
+    rows = []
+    for i, c in enumerate(names):
+        images = count(tested[c]) + ("*" if tested[c] < SMALL_CLASS else "")
+        rows.append([Cell(plain(c)), Cell(images), *(number_cell(found[i]) for found in estimates.values())])
+    notes = []
+    if len(r.seeds) > 1:
+        notes.append("Means over seeds; limits are averaged over seeds, so they describe the model of one seed.")
     if any(tested[c] < SMALL_CLASS for c in names):
-        note += f" * fewer than {SMALL_CLASS} test images: read with care."
+        notes.append(f"* Fewer than {SMALL_CLASS} test images: read with care.")
     absent = [plain(c) for c in r.classes if not tested.get(c)]
     if absent:
-        note += f" No test image here of: {listed(absent)}."
-    head = [Cell("Class", words=True), Cell("Test images"), *(Cell(m.title) for m in models)]
-    table = Table(f"recall-{number}", f"Recall of each class at {site}.", head, rows, note.strip())
-    return [table, figure]
+        notes.append(f"No test image here of: {listed(absent)}.")
+    head = [Cell("Class", words=True), Cell("Test images"), *(Cell(m.title) for m in estimates)]
+    return Table(f"recall-{number}", f"Recall of each class at {site}.", head, rows, " ".join(notes))
 
 
 def class_recall(r: Results, model: Model, site: str, name: str) -> Estimate:
     """Mean recall over seeds; its limits are means of the seeds' limits."""
     blocks = [t.get("per_class", {}).get(name) for t in r.tests_of(model, site)]
-    return over_seeds(
-        {"value": b.get("recall"), "low": b.get("low"), "high": b.get("high")} for b in blocks if b
-    )
+    return over_seeds({"value": b.get("recall"), "low": b.get("low"), "high": b.get("high")} for b in blocks if b)
 
 
 def _counts(r: Results, models: Sequence[Model], site: str) -> dict[str, int]:
@@ -112,7 +131,10 @@ def summed(r: Results, model: Model, site: str) -> list[list[int]] | None:
 
 
 def _matrices(r: Results, site: str, number: int) -> Figure | None:
-    found = {m: table for m in r.judged_at(site) if (table := summed(r, m, site)) is not None}
+    judged = [m for m in r.judged_at(site) if r.tests_of(m, site)]
+    singles = [m for m in judged if m.kind == "single"]
+    left_out = singles if len(singles) > _MATRICES else []
+    found = {m: table for m in judged if m not in left_out and (table := summed(r, m, site)) is not None}
     if not found:
         return None
     panels = [
@@ -135,6 +157,8 @@ def _matrices(r: Results, site: str, number: int) -> Figure | None:
         f"Confusion matrices at {site}. {over} Colour: share of the true class (row), from 0 (dark) to 1 "
         "(bright); an empty cell is 0, a grey row has no image."
     )
+    if left_out:
+        caption += f" Not drawn: the {len(left_out)} single-site models, whose recall is in the table above."
     return Figure(f"confusion-{number}", caption, panels)
 
 
@@ -146,9 +170,7 @@ def _spoken(r: Results, table: Sequence[Sequence[int]]) -> str:
         if i != j and table[i][j]
     ]
     right, total = sum(row[i] for i, row in enumerate(table)), sum(map(sum, table))
-    most = "; ".join(
-        f"{plain(a)} taken for {plain(b)} {n} times" for n, a, b in sorted(wrong, key=lambda w: -w[0])[:3]
-    )
+    most = "; ".join(f"{plain(a)} taken for {plain(b)} {n} times" for n, a, b in sorted(wrong, key=lambda w: -w[0])[:3])
     return f"{right} of {total} on the diagonal." + (f" Most frequent: {most}." if most else "")
 
 
@@ -175,9 +197,7 @@ def masked(page: Page) -> Section | None:
 def _masked_table(r: Results, site: str, number: int) -> Table:
     models = [m for m in r.judged_at(site) if r.tests_of(m, site)]
     present = next((t.get("classes_present") for m in models for t in r.tests_of(m, site)), None) or []
-    metrics = [
-        k for k in dict.fromkeys((r.metric, "macro_f1")) if any(r.masked(m, site, k).known for m in models)
-    ]
+    metrics = [k for k in dict.fromkeys((r.metric, "macro_f1")) if any(r.masked(m, site, k).known for m in models)]
     rows = []
     for m in models:
         cells = [Cell(m.title)]

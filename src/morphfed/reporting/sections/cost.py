@@ -68,9 +68,7 @@ def arm_cost(r: Results, model: Model) -> Cost:
 
 def training_images(r: Results, site: str) -> int:
     """Images of a site's training part."""
-    return sum(
-        int((c or {}).get("train") or 0) for c in (r.sites.get(site, {}).get("classes") or {}).values()
-    )
+    return sum(int((c or {}).get("train") or 0) for c in (r.sites.get(site, {}).get("classes") or {}).values())
 
 
 def _budget_sentence(r: Results) -> str:
@@ -81,11 +79,7 @@ def _budget_sentence(r: Results) -> str:
     if passes[most] <= EQUAL * passes[least]:
         return (
             f"Equal budget: every arm went over each training image {score(passes[least], 1)} times"
-            + (
-                f" (at most {score(passes[most], 1)})"
-                if f"{passes[most]:.1f}" != f"{passes[least]:.1f}"
-                else ""
-            )
+            + (f" (at most {score(passes[most], 1)})" if f"{passes[most]:.1f}" != f"{passes[least]:.1f}" else "")
             + ", so no arm was trained longer than another."
         )
     return (
@@ -155,15 +149,11 @@ def _events(r: Results) -> list[Block]:
     warned = _grouped([(str(w), _unit(u)) for u in r.units for w in u.get("warnings") or ()])
     if warned:
         blocks.append(
-            Details(
-                f"{counted(len(warned), 'warning')} of training", [Bullets(warned)], open=len(warned) <= 10
-            )
+            Details(f"{counted(len(warned), 'warning')} of training", [Bullets(warned)], open=len(warned) <= 10)
         )
     if r.missing:
         rows = [[Cell(name), Cell(why, words=True)] for name, why in r.missing]
-        caption = (
-            "Planned models without results; their arms' numbers are means over the seeds that finished."
-        )
+        caption = "Planned models without results; the arms' numbers are means over finished seeds."
         blocks.append(Table("missing", caption, [Cell("Model"), Cell("Why", words=True)], rows))
     return blocks
 

@@ -19,8 +19,9 @@ from morphfed.reporting.blocks import (
     Table,
     Text,
 )
-from morphfed.reporting.figures import colours
+from morphfed.reporting.figures import dodged
 from morphfed.reporting.results import Results
+from morphfed.reporting.svg import Look
 from morphfed.reporting.text import MISSING, capital, count, counted, finite, plain, score, shortened
 
 _PARTS = ("train", "validation", "test")
@@ -29,6 +30,11 @@ _SCALE = {
     "given": "given",
     "nucleus": "from the nuclei",
     "none": "unknown",
+}
+_CHANNELS = {
+    "red": Look("#b0303f", "o"),
+    "green": Look("#2d7d46", "s", (5, 2)),
+    "blue": Look("#2c5aa0", "D", (1.5, 1.5)),
 }
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 
@@ -50,7 +56,7 @@ def data(page: Page) -> Section:
     strips = _samples(r)
     if strips:
         section.blocks += [Heading("Cells as the models see them"), *strips]
-    if figure := _colour(r):
+    if figure := _colour(page):
         section.blocks.append(figure)
     section.blocks += [
         Heading("What was left out"),
@@ -109,10 +115,7 @@ def _counts(r: Results) -> list[Block]:
     for start in range(0, len(sites), 4):
         some = sites[start : start + 4]
         parts = {s: [p for p in _PARTS if s not in r.held_out or _total(r, s, p)] for s in some}
-        rows = [
-            [Cell(plain(c)), *(Cell(count(_n(r, s, c, p))) for s in some for p in parts[s])]
-            for c in r.classes
-        ]
+        rows = [[Cell(plain(c)), *(Cell(count(_n(r, s, c, p))) for s in some for p in parts[s])] for c in r.classes]
         rows.append(
             [
                 Cell("all", strong=True),
@@ -144,21 +147,31 @@ def _samples(r: Results) -> list[Strip]:
     return strips
 
 
-def _colour(r: Results) -> Figure | None:
-    known = {
-        s: c for s in r.all_sites if (c := r.sites.get(s, {}).get("colour")) and len(c.get("mean") or ()) == 3
-    }
+def _colour(page: Page) -> Figure | None:
+    """Mean red, green and blue of each site's pictures."""
+    sites = page.results.sites
+    known = {s: c for s in page.results.all_sites if (c := sites.get(s, {}).get("colour")) and c.get("mean")}
     if not known:
         return None
-    means = [[float(v) for v in c["mean"]] for c in known.values()]
-    sds = [[float(v) for v in (c.get("sd") or (0, 0, 0))] for c in known.values()]
-    spoken = "; ".join(f"{s} " + "/".join(score(v, 2) for v in m) for s, m in zip(known, means, strict=True))
-    svg = colours(list(known), means, sds, key="colour", alt=f"Mean red/green/blue: {spoken}")
-    return Figure(
-        "colour",
-        "Colour of the pictures: mean of red, green and blue at each site; bars are one standard deviation.",
-        [svg],
+    series = []
+    for i, look in enumerate(_CHANNELS.values()):
+        points = []
+        for c in known.values():
+            mean, sd = float(c["mean"][i]), float((c.get("sd") or (0, 0, 0))[i])
+            points.append((mean, max(0.0, mean - sd), min(1.0, mean + sd)))
+        series.append((look, points))
+    said = (f"{s} " + "/".join(score(float(v), 2) for v in c["mean"]) for s, c in known.items())
+    svg = dodged(
+        list(known),
+        series,
+        key="colour",
+        alt=f"Mean red/green/blue: {'; '.join(said)}",
+        xlabel="mean of the channel (0 dark, 1 bright)",
+        limits=(0.0, 1.0),
     )
+    caption = "Colour of the pictures: mean of red, green and blue at each site; bars are one standard deviation."
+    legend = [(page.swatch(look), name) for name, look in _CHANNELS.items()]
+    return Figure("colour", caption, [svg], legend, wide=True)
 
 
 def _left_out(r: Results) -> Block:
@@ -205,7 +218,5 @@ def _findings(r: Results) -> list[Block]:
         Cell("Finding, examples", words=True),
         Cell("What to do", words=True),
     ]
-    table = Table(
-        "findings", f"{counted(len(rows), 'finding')} of the check made before training.", head, rows
-    )
+    table = Table("findings", f"{counted(len(rows), 'finding')} of the check made before training.", head, rows)
     return [table] if len(rows) <= 12 else [Details(f"All {len(rows)} findings", [table], open=True)]

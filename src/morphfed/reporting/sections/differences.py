@@ -86,9 +86,7 @@ def _difference_figure(r: Results, scope: str, found: Sequence[Comparison], numb
         zero=True,
         width=WIDE,
         alt=f"Differences {_place(r, scope)}: "
-        + "; ".join(
-            f"{w.label} {signed(w.value)} ({interval(w.low, w.high) or 'no interval'})" for w in rows
-        ),
+        + "; ".join(f"{w.label} {signed(w.value)} ({interval(w.low, w.high) or 'no interval'})" for w in rows),
     )
     caption = (
         f"Differences in {metric_name(r.metric)} {_place(r, scope)}, with 95 % intervals and Holm-corrected "
@@ -146,8 +144,7 @@ def _design(found: Sequence[Comparison]) -> str:
     if first.clusters:
         unit = first.cluster_unit or "cluster"
         parts.append(
-            f"{first.clusters} {unit if first.clusters == 1 else f'{unit}s'} resampled, the same for both "
-            f"arms"
+            f"{first.clusters} {unit if first.clusters == 1 else f'{unit}s'} resampled, the same for both arms"
         )
     if first.seeds:
         parts.append(f"means over {counted(first.seeds, 'seed')}")

@@ -35,9 +35,7 @@ def learning(page: Page) -> Section:
     losses, shown = _panels(page, "training loss", key="loss")
     if losses:
         caption = "Mean training loss of each round; pooled data belong to no site and have their own panel."
-        section.blocks.append(
-            Details("Training loss", [Figure("losses", caption, losses, page.legend(shown))])
-        )
+        section.blocks.append(Details("Training loss", [Figure("losses", caption, losses, page.legend(shown))]))
     return section
 
 
@@ -56,20 +54,14 @@ def _panels(page: Page, metric: str, *, key: str) -> tuple[list[str], list[str]]
         if any(curves.values()):
             found[site] = {m: c for m, c in curves.items() if c}
     points = [
-        p
-        for by_model in found.values()
-        for by_seed in by_model.values()
-        for curve in by_seed.values()
-        for p in curve
+        p for by_model in found.values() for by_seed in by_model.values() for curve in by_seed.values() for p in curve
     ]
     if not points:
         return [], []
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     xlimits = (min(xs) - 0.3, max(xs) + 0.3)
     bounded = metric not in ("loss", "training loss")
-    bottom, top = (
-        (max(0.0, min(ys) - 0.04), min(1.0, max(ys) + 0.04)) if bounded else (0.0, max(ys) * 1.05 or 1.0)
-    )
+    bottom, top = (max(0.0, min(ys) - 0.04), min(1.0, max(ys) + 0.04)) if bounded else (0.0, max(ys) * 1.05 or 1.0)
     panels = [
         lines(
             [_series(page, m, site, by_seed) for m, by_seed in by_model.items()],
@@ -92,9 +84,7 @@ def _curves(r: Results, model: Model, site: str, metric: str) -> dict[int, Curve
     found: dict[int, Curve] = {}
     for unit in r.units_of(model, site):
         curve = [
-            (float(h["round"]), v)
-            for h in unit.get("history") or ()
-            if (v := _value(h, site, metric)) is not None
+            (float(h["round"]), v) for h in unit.get("history") or () if (v := _value(h, site, metric)) is not None
         ]
         if curve:
             found[int(unit["seed"])] = curve
@@ -103,18 +93,14 @@ def _curves(r: Results, model: Model, site: str, metric: str) -> dict[int, Curve
 
 def _value(entry: Mapping[str, Any], site: str, metric: str) -> float | None:
     block = entry["sites"].get(site) or {}
-    return finite(
-        block.get("loss") if metric == "training loss" else (block.get("validation") or {}).get(metric)
-    )
+    return finite(block.get("loss") if metric == "training loss" else (block.get("validation") or {}).get(metric))
 
 
 def _series(page: Page, model: Model, site: str, by_seed: Mapping[int, Curve]) -> Series:
     rounds = sorted({x for curve in by_seed.values() for x, _ in curve})
     mean = [(x, fmean([y for curve in by_seed.values() for at, y in curve if at == x])) for x in rounds]
     chosen = {
-        int(u["seed"]): u.get("best_round")
-        for u in page.results.units_of(model, site)
-        if u.get("selected") == "best"
+        int(u["seed"]): u.get("best_round") for u in page.results.units_of(model, site) if u.get("selected") == "best"
     }
     marks = [p for seed, curve in by_seed.items() for p in curve if p[0] == chosen.get(seed)]
     return Series(page.looks[model.key], mean, list(by_seed.values()) if len(by_seed) > 1 else [], marks)
@@ -124,7 +110,5 @@ def _spoken(site: str, metric: str, by_model: Mapping[Model, Mapping[int, Curve]
     said = []
     for model, by_seed in by_model.items():
         ends = [curve[-1] for curve in by_seed.values()]
-        said.append(
-            f"{model.title} {score(fmean([y for _, y in ends]))} after round {max(x for x, _ in ends):.0f}"
-        )
+        said.append(f"{model.title} {score(fmean([y for _, y in ends]))} after round {max(x for x, _ in ends):.0f}")
     return f"{metric_name(metric)} at {site}: {'; '.join(said)}"

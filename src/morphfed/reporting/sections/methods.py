@@ -27,16 +27,12 @@ _WORKS = {
     "fedavg": "McMahan B et al. Communication-efficient learning of deep networks from decentralized data. "
     "AISTATS 2017.",
     "fedprox": "Li T et al. Federated optimization in heterogeneous networks. MLSys 2020.",
-    "fedmedian": "Yin D et al. Byzantine-robust distributed learning: towards optimal statistical rates. "
-    "ICML 2018.",
+    "fedmedian": "Yin D et al. Byzantine-robust distributed learning: towards optimal statistical rates. ICML 2018.",
     "fedopt": "Reddi S et al. Adaptive federated optimization. ICLR 2021.",
-    "fedbn": "Li X et al. FedBN: federated learning on non-IID features via local batch normalization. "
-    "ICLR 2021.",
-    "scaffold": "Karimireddy SP et al. SCAFFOLD: stochastic controlled averaging for federated learning. "
-    "ICML 2020.",
+    "fedbn": "Li X et al. FedBN: federated learning on non-IID features via local batch normalization. ICLR 2021.",
+    "scaffold": "Karimireddy SP et al. SCAFFOLD: stochastic controlled averaging for federated learning. ICML 2020.",
     "ditto": "Li T et al. Ditto: fair and robust federated learning through personalization. ICML 2021.",
-    "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. "
-    "Data in Brief 2020; 30:105474.",
+    "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. Data in Brief 2020; 30:105474.",
     "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by "
     "self-supervised learning. Micron 2018; 107:55–71.",
     "focal": "Lin TY et al. Focal loss for dense object detection. ICCV 2017.",
@@ -99,9 +95,7 @@ def _data_sentence(r: Results) -> str:
     split = _table(r.config, "data", "split")
     if split:
         shares = listed(
-            f"{100 * split[k]:.0f} % {k}"
-            for k in ("train", "validation", "test")
-            if finite(split.get(k)) is not None
+            f"{100 * split[k]:.0f} % {k}" for k in ("train", "validation", "test") if finite(split.get(k)) is not None
         )
         known = [s for s in r.training if r.patient_unit(s) == "patient"]
         by = (
@@ -151,11 +145,7 @@ def _training_sentence(r: Results) -> str:
         said = [f"{str(train['optimizer']).upper() if train['optimizer'] == 'sgd' else 'AdamW'}"]
         said += [f"learning rate {train['lr']:g}"] if finite(train.get("lr")) is not None else []
         said += [f"{train['schedule']} schedule"] if train.get("schedule") else []
-        said += (
-            [f"weight decay {train['weight_decay']:g}"]
-            if finite(train.get("weight_decay")) is not None
-            else []
-        )
+        said += [f"weight decay {train['weight_decay']:g}"] if finite(train.get("weight_decay")) is not None else []
         said += [f"batches of {train['batch_size']}"] if train.get("batch_size") else []
         epochs = train.get("local_epochs")
         said += [f"{counted(int(epochs), 'local epoch')} a round"] if epochs else []
@@ -204,12 +194,8 @@ def _run_facts(r: Results) -> list[tuple[str, str]]:
 def _environment(r: Results) -> Block:
     if not r.environment:
         return Text("No environment was recorded.")
-    rows = [
-        [Cell(str(k)), Cell("none" if v is None else str(v), words=True)] for k, v in r.environment.items()
-    ]
-    return Table(
-        "environment", "Software versions and machine.", [Cell("What"), Cell("Value", words=True)], rows
-    )
+    rows = [[Cell(str(k)), Cell("none" if v is None else str(v), words=True)] for k, v in r.environment.items()]
+    return Table("environment", "Software versions and machine.", [Cell("What"), Cell("Value", words=True)], rows)
 
 
 def _settings(r: Results) -> Table:

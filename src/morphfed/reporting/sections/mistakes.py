@@ -85,6 +85,4 @@ def _picture(r: Results, path: str, image: _Mistaken) -> Picture:
         for guess, confidences in guesses.items():
             seeds = f" ({len(confidences)}/{len(r.seeds)})" if several else ""
             lines.append(f"{model}: {plain(guess)} {score(max(confidences), 2)}{seeds}")
-    return Picture(
-        image.source, f"{plain(image.truth)}, mistaken by {counted(len(image.by), 'model')}", lines, path
-    )
+    return Picture(image.source, f"{plain(image.truth)}, mistaken by {counted(len(image.by), 'model')}", lines, path)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from morphfed.reporting.blocks import Block, Cell, Details, Figure, Page, Section, Table
-from morphfed.reporting.figures import Row, forest, heat_map
+from morphfed.reporting.blocks import Block, Cell, Details, Figure, Page, Section, Table, Text
+from morphfed.reporting.figures import Row, forest
+from morphfed.reporting.matrices import heat_map
 from morphfed.reporting.results import Comparison, Estimate, Model, Results
 from morphfed.reporting.text import (
     capital,
@@ -35,6 +36,9 @@ def arms_by_sites(page: Page) -> Section:
     """The main table, the same as a figure, and the other metrics."""
     r = page.results
     section = Section("results", "Results by site")
+    if not r.arms:
+        section.blocks.append(Text("The study has no arm, so there is nothing to compare."))
+        return section
     scopes = _scopes(r)
     section.blocks.append(_main_table(r, scopes))
     section.blocks.append(_main_figure(page))
@@ -110,13 +114,9 @@ def _main_table(r: Results, scopes: Sequence[str]) -> Table:
 def _cell(r: Results, model: Model, scope: str) -> Cell:
     estimate = r.estimate(model, scope)
     if not estimate.known and model.kind == "own":
-        values = [
-            v for s in r.singles if s.arm == model.arm and (v := r.estimate(s, scope).value) is not None
-        ]
+        values = [v for s in r.singles if s.arm == model.arm and (v := r.estimate(s, scope).value) is not None]
         if values:
-            return Cell(
-                f"{score(min(values))} to {score(max(values))}", f"range of {counted(len(values), 'model')}"
-            )
+            return Cell(f"{score(min(values))} to {score(max(values))}", f"range of {counted(len(values), 'model')}")
     return number_cell(estimate, best=_clearly_best(r, model, scope))
 
 
@@ -154,9 +154,7 @@ def _main_figure(page: Page) -> Figure:
     for scope in groups:
         models = r.arms if scope == "mean_training" else r.judged_at(scope)
         rows[scope] = [
-            Row(m.title, e.value, e.low, e.high, page.looks[m.key])
-            for m in models
-            for e in [r.estimate(m, scope)]
+            Row(m.title, e.value, e.low, e.high, page.looks[m.key]) for m in models for e in [r.estimate(m, scope)]
         ]
     limits = score_limits([v for found in rows.values() for w in found for v in (w.value, w.low, w.high)])
     panels = [
@@ -266,6 +264,4 @@ def cross_site(page: Page) -> Section | None:
         caption += f" Below the gap: {shortened([m.title for m in joint], 8)}, trained on all training sites."
     if held_at:
         caption += " Right of the gap: held-out sites."
-    return Section(
-        "cross-site", "Trained here, tested there", [Figure("cross-site", caption, [svg], wide=True)]
-    )
+    return Section("cross-site", "Trained here, tested there", [Figure("cross-site", caption, [svg], wide=True)])
