@@ -67,6 +67,7 @@ class Figure:
         panels: SVG elements.
         legend: swatch and name.
         wide: panels keep their width and scroll on a narrow screen.
+        small: three panels fit side by side on paper.
         label: ``Figure 3``, given when the page is put together.
     """
 
@@ -76,6 +77,7 @@ class Figure:
     panels: Sequence[str]
     legend: Sequence[tuple[str, str]] = ()
     wide: bool = False
+    small: bool = False
     label: str = ""
 
 

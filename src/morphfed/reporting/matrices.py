@@ -38,7 +38,7 @@ def heat_map(
         boxed: cells with a frame (a model at home).
         row_break, column_break: a white gap before this row or column.
     """
-    written = [[score(v, 2) for v in line] for line in values]
+    written = [["" if v is None else score(v, 2) for v in line] for line in values]
     return _matrix(
         _Matrix(
             rows=[fitted(r, 210) for r in rows],
@@ -62,7 +62,7 @@ def heat_map(
 
 
 def confusion(classes: Sequence[str], counts: Sequence[Sequence[float]], *, key: str, alt: str, title: str) -> str:
-    """Counts, coloured by the share of their row (the true class); rows without images stay empty."""
+    """Counts, coloured by the share of their row (the true class); where there are none the cell stays pale."""
     n = len(classes)
     side = 46.0 if n <= 8 else 32.0 if n <= 14 else 27.0
     names = [fitted(c, 130, SMALL_PX) for c in classes]
@@ -127,8 +127,11 @@ def _matrix(m: _Matrix, *, key: str, alt: str) -> str:
         _cells(plane, m, xs, ys)
         style: dict[str, Any] = {"fontsize": m.label_size, "color": INK}
         for x, name in zip(xs, m.columns, strict=True):
-            where = {0: (wide / 2, "center"), 90: (wide / 2, "center")}.get(m.turn, (wide / 2 + 6, "right"))
-            plane.text(x + where[0], bottom + 6, name, ha=where[1], va="top", rotation=m.turn, **style)
+            if m.turn:
+                turned: dict[str, Any] = {"rotation": m.turn, "rotation_mode": "anchor", "ha": "right"}
+                plane.text(x + wide / 2, bottom + 8, name, va="center" if m.turn == 90 else "top", **turned, **style)
+            else:
+                plane.text(x + wide / 2, bottom + 6, name, ha="center", va="top", **style)
         for y, name in zip(ys, m.rows, strict=True):
             plane.text(left - 8, y + high / 2, name, ha="right", va="center_baseline", **style)
         plane.text((left + xs[-1] + wide) / 2, bottom + below - 4, m.xlabel, ha="center", va="bottom", color=INK)
@@ -148,10 +151,10 @@ def _cells(plane: Axes, m: _Matrix, xs: Sequence[float], ys: Sequence[float]) ->
     for y, line, words in zip(ys, m.shares, m.written, strict=True):
         for x, value, text in zip(xs, line, words, strict=True):
             boxes.append(Rectangle((x, y), wide, high))
-            if value is None:
+            if not value and not text:  # nothing here: paper shows through, so that what is there stands out
                 fills.append((0.953, 0.957, 0.965, 1.0))
                 continue
-            share = min(max((value - low) / (top - low), 0.0), 1.0) if top > low else 0.5
+            share = min(max(((value or low) - low) / (top - low), 0.0), 1.0) if top > low else 0.5
             red, green, blue, _ = colour = colormaps["cividis"](share)
             fills.append(colour)
             if text:

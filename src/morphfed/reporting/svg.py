@@ -171,8 +171,8 @@ def finish(figure: Figure, *, key: str, alt: str) -> str:
     body = "".join(_write(child) for child in root)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{_short(box)}" width="{width:.0f}" role="img" '
-        f'aria-label="{escape(alt)}" font-family="{FONT}" stroke-linejoin="round" '
-        f'style="max-width:100%;height:auto">{body}</svg>'
+        f'aria-label="{escape(alt)}" font-family="{FONT}" stroke-linejoin="round">'
+        f"{body}</svg>"
     )
 
 

@@ -8,7 +8,7 @@ from morphfed.reporting.blocks import Block, Cell, Details, Figure, Page, Sectio
 from morphfed.reporting.figures import dodged
 from morphfed.reporting.matrices import confusion
 from morphfed.reporting.results import SMALL_CLASS, Estimate, Model, Results, over_seeds
-from morphfed.reporting.sections.outcome import number_cell
+from morphfed.reporting.sections.outcome import number_cell, score_limits
 from morphfed.reporting.text import (
     MISSING,
     capital,
@@ -22,6 +22,8 @@ from morphfed.reporting.text import (
     signed,
 )
 
+_FEW = 8
+"""Classes up to which a confusion matrix is legible at a third of a page's width."""
 _MATRICES = 4
 """Single-site models up to which each has its confusion matrix at a held-out site."""
 
@@ -77,7 +79,7 @@ def _recall_figure(
         key=f"recall-{number}",
         alt=f"Recall of each class at {site}. {'; '.join(said)}",
         xlabel="recall",
-        limits=(0.0, 1.0),
+        limits=score_limits([v for found in estimates.values() for e in found for v in (e.value, e.low, e.high)]),
         notes=[count(n) for n in tested],
         note_title="test images",
     )
@@ -155,11 +157,11 @@ def _matrices(r: Results, site: str, number: int) -> Figure | None:
     )
     caption = (
         f"Confusion matrices at {site}. {over} Colour: share of the true class (row), from 0 (dark) to 1 "
-        "(bright); an empty cell is 0, a grey row has no image."
+        "(bright); a pale, empty cell is 0."
     )
     if left_out:
         caption += f" Not drawn: the {len(left_out)} single-site models, whose recall is in the table above."
-    return Figure(f"confusion-{number}", caption, panels)
+    return Figure(f"confusion-{number}", caption, panels, small=len(r.classes) <= _FEW)
 
 
 def _spoken(r: Results, table: Sequence[Sequence[int]]) -> str:

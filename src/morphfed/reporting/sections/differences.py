@@ -81,7 +81,7 @@ def _difference_figure(r: Results, scope: str, found: Sequence[Comparison], numb
     svg = forest(
         rows,
         key=f"difference-{number}",
-        xlabel=f"← second arm higher     difference in {metric_name(r.metric)}     first arm higher →",
+        xlabel=f"← second arm higher · difference in {metric_name(r.metric)} · first arm higher →",
         limits=(-reach, reach),
         zero=True,
         width=WIDE,

@@ -65,12 +65,7 @@ def methods(page: Page) -> Section:
         Facts(_run_facts(r)),
         Heading("Software and machine"),
         _environment(r),
-        Details(
-            "The complete configuration",
-            [_settings(r), Code(json.dumps(r.config, indent=2, ensure_ascii=False))]
-            if r.config
-            else [Text("None was recorded.")],
-        ),
+        Details("The complete configuration", _settings(r)),
     ]
     return Section("methods", "Methods and reproduction", blocks)
 
@@ -198,10 +193,24 @@ def _environment(r: Results) -> Block:
     return Table("environment", "Software versions and machine.", [Cell("What"), Cell("Value", words=True)], rows)
 
 
-def _settings(r: Results) -> Table:
-    """The configuration flattened: dotted keys, one a line."""
-    rows = [[Cell(k), Cell(v, words=True)] for k, v in _flat(r.config)]
-    return Table("configuration", "Every setting, resolved.", [Cell("Key"), Cell("Value", words=True)], rows)
+def _settings(r: Results) -> list[Block]:
+    """The study's settings, then what each arm has of its own."""
+    if not r.config:
+        return [Text("None was recorded.")]
+    shared = {k: v for k, v in r.config.items() if k != "arms"}
+    head = [Cell("Key"), Cell("Value", words=True)]
+    rows = [[Cell(k), Cell(v, words=True)] for k, v in _flat(shared)]
+    blocks: list[Block] = [Table("configuration", "Every setting of the study, resolved.", head, rows)]
+    own = [
+        [Cell(str(name)), Cell(key, words=True), Cell(value, words=True)]
+        for name, arm in (_table(r.config, "arms")).items()
+        for key, value in _flat(arm if isinstance(arm, Mapping) else {})
+        if (key, value) not in _flat(shared)
+    ]
+    if own:
+        head = [Cell("Arm"), Cell("Key", words=True), Cell("Value", words=True)]
+        blocks.append(Table("arms", "Settings of single arms, where they are not the study's.", head, own))
+    return blocks
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
