@@ -26,9 +26,11 @@ def _missing(r: Results) -> str:
     if not r.missing:
         return ""
     names = shortened([name for name, _ in r.missing], 4)
-    verb = "model has" if len(r.missing) == 1 else "models have"
-    count = len(r.missing)
-    return f"{count} of the planned {verb} no results ({names}); means are over the seeds that finished."
+    verb = "has" if len(r.missing) == 1 else "have"
+    return (
+        f"{len(r.missing)} of the {r.planned} planned training runs {verb} no results ({names}); means are over "
+        "the seeds that finished."
+    )
 
 
 def _single_seed(r: Results) -> str:
@@ -43,9 +45,8 @@ def _by_image(r: Results) -> str:
         return ""
     every = "any site" if len(sites) == len(r.all_sites) and len(sites) > 1 else shortened(sites, 6)
     return (
-        f"Patient ids are unknown at {every}: intervals there resample images. Images of one patient "
-        f"resemble "
-        "each other, so these intervals may be too narrow."
+        f"Patient ids are unknown at {every}: intervals there resample images. Images of one patient resemble each "
+        "other, so these intervals may be too narrow."
     )
 
 
@@ -81,10 +82,10 @@ def _small(r: Results) -> str:
     found = small_classes(r)
     if not found:
         return ""
-    shown = shortened([f"{plain(c)} at {s} ({n})" for s, c, n in found], 5)
+    cases = shortened([f"{plain(c)} at {s} ({n})" for s, c, n in found], 5)
     return (
-        f"Fewer than {SMALL_CLASS} test images: {shown}. A recall from so few is uncertain, and so is a mean "
-        "that includes it."
+        f"Fewer than {SMALL_CLASS} test images: {cases}. A recall from so few is uncertain, and so is a mean that "
+        "includes it."
     )
 
 
@@ -94,8 +95,7 @@ def _median(r: Results) -> str:
     if not two:
         return ""
     return (
-        f"With two training sites a coordinate-wise median equals the unweighted mean: here, {listed(two)} "
-        f"is "
+        f"With two training sites a coordinate-wise median equals the unweighted mean: here, {listed(two)} is "
         "averaging with equal site weights."
     )
 
@@ -110,9 +110,8 @@ def _masked(r: Results) -> str:
     if not sites:
         return ""
     return (
-        f"Some of the study's classes are absent at {shortened(sites, 6)}. The scores let a model predict "
-        f"any class "
-        "of the study; scores masked to the classes present are given beside them."
+        f"Some of the study's classes are absent at {shortened(sites, 6)}. The scores let a model predict any "
+        "class of the study; scores masked to the classes present are given beside them."
     )
 
 

@@ -238,19 +238,23 @@ class Results:
         return self.held_out[0] if len(self.held_out) == 1 else "mean_held_out"
 
     # ── what is missing ─────────────────────────────────────────────────────────────────────────────────────
+    @property
+    def planned(self) -> int:
+        """Units that the study asked for."""
+        return len(self._wanted) * len(self.seeds)
+
+    @cached_property
+    def _wanted(self) -> list[str]:
+        keys = [[f"{m.arm}/{s}" for s in self.training] if m.kind == "own" else [m.key] for m in self.arms]
+        return [key for of_arm in keys for key in of_arm]
+
     @cached_property
     def missing(self) -> list[tuple[str, str]]:
         """Units that the study asked for and that have no results → why, as far as that is known."""
         reasons = _reasons(self.raw.get("failed"))
         done = {(u["model"], u["seed"]) for u in self.units if u.get("sites")}
-        found = []
-        for model in self.arms:
-            keys = [f"{model.arm}/{s}" for s in self.training] if model.kind == "own" else [model.key]
-            for key in keys:
-                for seed in self.seeds:
-                    if (key, seed) not in done:
-                        found.append((f"{key}, seed {seed}", self._why(key, seed, reasons)))
-        return found
+        lacking = [(key, seed) for key in self._wanted for seed in self.seeds if (key, seed) not in done]
+        return [(f"{key}, seed {seed}", self._why(key, seed, reasons)) for key, seed in lacking]
 
     def _why(self, key: str, seed: int, reasons: Mapping[str, str]) -> str:
         for unit in self.units:

@@ -57,8 +57,9 @@ def _headline(r: Results) -> str:
         return f"This run has no federated arm, so it does not say whether federation helps; it shows {arms}."
     own, pooled = _first(r.of_kind("own")), _first(r.of_kind("pooled"))
     sentences = []
-    at_home = [(own, "each site's own model"), (pooled, "pooled data")]
-    questions = [("mean_training", "At the training sites", at_home)]
+    one = len(r.training) == 1
+    at_home = [(own, "the site's own model" if one else "each site's own model"), (pooled, "pooled data")]
+    questions = [("mean_training", "At the training site" if one else "At the training sites", at_home)]
     if r.held_out_scope:
         questions.append((r.held_out_scope, _held_out_place(r), [(pooled, "pooled data")]))
     for scope, place, others in questions:
@@ -125,7 +126,7 @@ def _pooled(r: Results) -> Finding | None:
     if pooled is None or not federated:
         return None
     base = _number(r.estimate(pooled, "mean_training"))
-    text = f"One model trained on all training images in one place reaches {base} over the training sites."
+    text = f"One model trained on all training images in one place reaches {base} at the training sites."
     return Finding("Pooled data", f"{text} {_against(r, federated, pooled, 'mean_training')}")
 
 

@@ -29,8 +29,7 @@ def certainty(page: Page) -> Section:
         section.blocks.append(Figure("reliability", _reliability_caption(r), reliability, legend))
     if risk := _risk_panels(page):
         caption = (
-            "Risk and coverage: share of wrong predictions when a model answers only the images that it is "
-            "surest "
+            "Risk and coverage: share of wrong predictions when a model answers only the images that it is surest "
             "of and leaves the rest to a person; mean over seeds. Lower is better."
         )
         section.blocks.append(Figure("risk", caption, risk, legend))
@@ -46,10 +45,8 @@ def _reliability_caption(r: Results) -> str:
     bins = [b for s in r.all_sites for m in r.judged_at(s) for b in _pooled_bins(r, m, s)]
     left, whole = sum(n for _, _, n in bins if n < SCANT), sum(n for _, _, n in bins)
     caption = (
-        "Reliability: accuracy of predictions by their confidence, pooled over seeds in tenths; a marker's "
-        "area "
-        "grows with the number of predictions. On the dotted diagonal a confidence of 0.8 is right 8 times "
-        "in 10; "
+        "Reliability: accuracy of predictions by their confidence, pooled over seeds in tenths; a marker's area "
+        "grows with the number of predictions. On the dotted diagonal a confidence of 0.8 is right 8 times in 10; "
         "below it a model is too sure."
     )
     if left:
@@ -158,8 +155,7 @@ def _table(r: Results, metric: str) -> Table | None:
     note = ""
     if any(e.value is not None and e.low is not None and e.value < e.low for e in known):
         note = (
-            "A bootstrap repeats images, which makes a calibration error larger: with few images its "
-            "interval can "
+            "A bootstrap repeats images, which makes a calibration error larger: with few images its interval can "
             "lie above its value."
         )
     return Table(metric, f"{capital(metric_name(metric))} with 95 % intervals; lower is better.", head, rows, note)

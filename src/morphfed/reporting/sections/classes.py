@@ -156,8 +156,8 @@ def _matrices(r: Results, site: str, number: int) -> Figure | None:
         else "Counts of test images."
     )
     caption = (
-        f"Confusion matrices at {site}. {over} Colour: share of the true class (row), from 0 (dark) to 1 "
-        "(bright); a pale, empty cell is 0."
+        f"Confusion matrices at {site}. {over} Colour: share of the true class (row), from 0 (dark) to 1 (bright); "
+        "a pale, empty cell is 0."
     )
     if left_out:
         caption += f" Not drawn: the {len(left_out)} single-site models, whose recall is in the table above."
@@ -184,11 +184,9 @@ def masked(page: Page) -> Section | None:
         return None
     section = Section("masked", "Free and masked prediction")
     lead = (
-        "A model chooses among all classes of the study (free). Where a site's test part lacks some of "
-        "them, a second score "
-        "restricts the choice to the classes present (masked). A masked score knows something about the "
-        "site that a user of "
-        "the model would not know; the scores elsewhere in this report are free."
+        "A model chooses among all classes of the study (free). Where a site's test part lacks some of them, a "
+        "second score restricts the choice to the classes present (masked). A masked score knows something about "
+        "the site that a user of the model would not know; the scores elsewhere in this report are free."
     )
     section.blocks.append(Text(lead))
     for i, site in enumerate(sites):

@@ -117,11 +117,9 @@ def _table(r: Results) -> Table:
         "Downloaded",
     ]
     note = (
-        "Per seed (mean over seeds), all sites of an arm together. Passes: images seen over training "
-        "images. Uploaded: from "
-        "the sites to the coordinator; downloaded: the other way. Times are of training on this machine, "
-        "where several "
-        "runs may have shared the processor."
+        "Per seed (mean over seeds), all sites of an arm together. Passes: images seen over training images. "
+        "Uploaded: from the sites to the coordinator; downloaded: the other way. Times are of training on this "
+        "machine, where several runs may have shared the processor."
     )
     if any(m.kind == "pooled" for m in r.arms):
         note += " The pooled arm would need the images themselves to be moved, which is not counted here."

@@ -99,11 +99,9 @@ def _sites_table(r: Results) -> Table:
     ]
     words = {0, 1, 2, 5}
     note = (
-        "Interval by: what the bootstrap draws. µm per pixel: given by the site or its source, or estimated "
-        "there from the "
-        "size of the nuclei. Crop: side of the square that is cut from a picture before it is resized, so "
-        "that every "
-        "site shows the same field of view; without a scale the picture is taken whole."
+        "Interval by: what the bootstrap draws. µm per pixel: given by the site or its source, or estimated there "
+        "from the size of the nuclei. Crop: side of the square that is cut from a picture before it is resized, "
+        "so that every site shows the same field of view; without a scale the picture is taken whole."
     )
     return Table("sites", "The sites.", [Cell(h, words=i in words) for i, h in enumerate(head)], rows, note)
 

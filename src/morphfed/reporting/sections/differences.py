@@ -89,9 +89,8 @@ def _difference_figure(r: Results, scope: str, found: Sequence[Comparison], numb
         + "; ".join(f"{w.label} {signed(w.value)} ({interval(w.low, w.high) or 'no interval'})" for w in rows),
     )
     caption = (
-        f"Differences in {metric_name(r.metric)} {_place(r, scope)}, with 95 % intervals and Holm-corrected "
-        f"p. Filled: a "
-        "clear difference; hollow: none."
+        f"Differences in {metric_name(r.metric)} {_place(r, scope)}, with 95 % intervals and Holm-corrected p. "
+        "Filled: a clear difference; hollow: none."
     )
     return Figure(f"difference-{number}", caption, [svg], wide=True)
 

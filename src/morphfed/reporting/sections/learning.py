@@ -23,13 +23,15 @@ def learning(page: Page) -> Section:
     if not panels:
         section.blocks.append(Text("No round was recorded, so there are no learning curves."))
         return section
-    seeds = "the mean over seeds, thin lines the single seeds" if len(r.seeds) > 1 else "the only seed"
+    seeds = (
+        "Thick lines are the mean over seeds, thin lines the single seeds"
+        if len(r.seeds) > 1
+        else "Lines are of the only seed"
+    )
     caption = (
-        f"{capital(metric_name(metric))} on each training site's validation part after every round. Thick "
-        f"lines are "
-        f"{seeds}; a marker shows the round whose model was chosen in each seed. Selection uses these "
-        f"validation parts "
-        "only; no test image and no held-out site takes part in it."
+        f"{capital(metric_name(metric))} on each training site's validation part after every round. {seeds}; a "
+        "marker shows the round whose model was chosen in each seed. Selection uses these validation parts only; "
+        "no test image and no held-out site takes part in it."
     )
     section.blocks.append(Figure("curves", caption, panels, page.legend(shown)))
     losses, shown = _panels(page, "training loss", key="loss")

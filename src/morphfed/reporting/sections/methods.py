@@ -58,8 +58,8 @@ def methods(page: Page) -> Section:
         Bullets(citations(r)),
         Heading("How to do it again"),
         Text(
-            "The study file is study.toml in the folder of this report. With the same data, versions and "
-            "machine the same numbers result."
+            "The study file is study.toml in the folder of this report. With the same data, versions and machine "
+            "the same numbers result."
         ),
         Code("morphfed run study.toml\nmorphfed report RUN     # this page again, from results.json"),
         Facts(_run_facts(r)),
@@ -79,9 +79,8 @@ def paragraph(r: Results) -> str:
 def _data_sentence(r: Results) -> str:
     trained = sum(training_images(r, s) for s in r.training)
     text = (
-        f"We trained classifiers of {len(r.classes)} cell types ({listed(plain(c) for c in r.classes)}) on "
-        f"images of "
-        f"{counted(len(r.training), 'site')} ({listed(r.training)}"
+        f"We trained classifiers of {len(r.classes)} cell types ({listed(plain(c) for c in r.classes)}) on images "
+        f"of {counted(len(r.training), 'site')} ({listed(r.training)}"
     )
     text += f"; {count(trained)} training images in all)" if trained else ")"
     if r.held_out:
@@ -107,8 +106,8 @@ def _data_sentence(r: Results) -> str:
     )
     if size is not None:
         crop = (
-            f"A square field of {field:g} µm was cut out where the physical scale was known or could be "
-            f"estimated, and pictures"
+            f"A square field of {field:g} µm was cut out where the physical scale was known or could be estimated, "
+            "and pictures"
             if field
             else "Pictures"
         )
@@ -160,10 +159,8 @@ def _judging_sentence(r: Results) -> str:
     many = f"{count(max(v for v in resamples if v))} " if resamples else ""
     return (
         f"The primary measure was {metric_name(r.metric)} over the classes present in a test set, with 95 % "
-        f"intervals from a bootstrap "
-        f"({many}resamples of {unit}) of the mean over seeds. Arms were compared by the paired bootstrap on "
-        f"the same test "
-        "images with Holm's correction."
+        f"intervals from a bootstrap ({many}resamples of {unit}) of the mean over seeds. Arms were compared by the "
+        "paired bootstrap on the same test images with Holm's correction."
     )
 
 

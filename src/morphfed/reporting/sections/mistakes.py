@@ -29,13 +29,10 @@ def mistakes(page: Page) -> Section:
     r = page.results
     section = Section("mistakes", "The most confident mistakes")
     lead = (
-        "Each picture is one test image as the models see it, with its label and the models that were wrong "
-        "about it: the "
-        "predicted class, the highest confidence, and in how many seeds. Every model's list holds only its "
-        "surest mistakes, "
-        "so a model that is not named was either right or less sure. A picture that most models disagree "
-        "with deserves a "
-        "second look at its label."
+        "Each picture is one test image as the models see it, with its label and the models that were wrong about "
+        "it: the predicted class, the highest confidence, and in how many seeds. Every model's list holds only "
+        "its surest mistakes, so a model that is not named was either right or less sure. A picture that most "
+        "models disagree with deserves a second look at its label."
     )
     section.blocks.append(Text(lead, quiet=True))
     first = True

@@ -69,22 +69,20 @@ def _main_table(r: Results, scopes: Sequence[str]) -> Table:
     groups = [Cell("")]
     if r.held_out:
         groups += [Cell("Sites that trained", span=n_train), Cell("Held out", span=len(scopes) - n_train)]
-    seeds = counted(len(r.seeds), "seed")
+    over = f"mean over {len(r.seeds)} seeds with its 95 % interval" if len(r.seeds) > 1 else "one seed, 95 % intervals"
     caption = (
-        f"{capital(metric_name(r.metric))} of every arm on the test part of every site: mean over {seeds} "
-        f"with its "
-        "95 % interval. ▲ marks the clearly best arm of a site."
+        f"{capital(metric_name(r.metric))} of every arm on the test part of every site: {over}. ▲ marks the "
+        "clearly best arm of a site."
     )
     note = (
         "An arm is marked only if it differs clearly from every other arm there: by the paired comparison "
-        "(interval without 0 and Holm-corrected p below .05) or, where none was made, by intervals that do "
-        "not overlap. "
-        "Intervals come from resampling test patients or images; they do not contain the spread between "
+        "(interval without 0 and Holm-corrected p below .05) or, where none was made, by intervals that do not "
+        "overlap. Intervals come from resampling test patients or images; they do not contain the spread between "
         "training runs, which is the standard deviation over seeds (sd). "
     )
     if any(m.kind == "own" for m in r.arms):
-        note += "Local (own site): every site is judged by the model that it trained alone; "
-        note += "at held-out sites the range of these models is given."
+        note += "Local (own site): every site is judged by the model that it trained alone"
+        note += "; at held-out sites the range of these models is given." if r.held_out else "."
     if len(scopes) >= _TRANSPOSE and len(scopes) > len(r.arms):
         body = [
             [
@@ -229,8 +227,8 @@ def cross_site(page: Page) -> Section | None:
     r = page.results
     block = r.raw.get("cross_site") or {}
     rows, columns = list(block.get("rows") or []), list(block.get("columns") or [])
-    if not rows or not columns:
-        return None
+    if not rows or len(columns) < 2:
+        return None  # a single site has no elsewhere
     metric = str(block.get("metric") or r.metric)
     values: list[list[float | None]] = [list(line) for line in block["values"]]
     joint = [m for m in r.arms if m.kind != "own"]
@@ -256,9 +254,8 @@ def cross_site(page: Page) -> Section | None:
         ),
     )
     caption = (
-        f"{capital(metric_name(metric))} of the model of one site (row) tested at each site (column); seed "
-        f"means. Framed: "
-        "at home. Brighter is better."
+        f"{capital(metric_name(metric))} of the model of one site (row) tested at each site (column); seed means. "
+        "Framed: at home. Brighter is better."
     )
     if joint:
         caption += f" Below the gap: {shortened([m.title for m in joint], 8)}, trained on all training sites."
