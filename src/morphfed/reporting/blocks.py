@@ -21,7 +21,6 @@ class Cell:
         words: text rather than a number: set to the left.
         strong: a row's or column's name in bold.
         span: columns it covers.
-        colour: ``#rrggbb`` shown as a patch before the text.
     """
 
     text: str
@@ -30,7 +29,6 @@ class Cell:
     words: bool = False
     strong: bool = False
     span: int = 1
-    colour: str = ""
 
 
 @dataclass
@@ -130,12 +128,14 @@ class Picture:
     Attributes:
         source: ``data:image/…;base64,…``; empty where there is none.
         alt: for a reader who cannot see it.
-        lines: text below, the first in bold.
+        caption: a word or two below it.
+        lines: more text below, the first in bold.
         path: where it is, shown on hovering.
     """
 
     source: str
     alt: str
+    caption: str = ""
     lines: Sequence[str] = ()
     path: str = ""
 
@@ -176,7 +176,7 @@ class Page:
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        self.looks = looks({m.key: m.kind for m in [*results.arms, *results.singles]})
+        self.looks = looks({m.key: m.kind for m in [*results.arms, *results.means, *results.singles]})
         self._swatches: dict[Look, str] = {}
 
     def legend(self, keys: Sequence[str]) -> list[tuple[str, str]]:

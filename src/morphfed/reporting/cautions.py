@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
 from morphfed.reporting.results import SMALL_CLASS, Model, Results
-from morphfed.reporting.text import counted, listed, plain, shortened
+from morphfed.reporting.text import counted, listed, plain, score, shortened
 
 
 def cautions(r: Results) -> list[str]:
     """What limits the numbers: a sentence or two each, the gravest first."""
     makers = (
         _missing,
+        _chance,
         _single_seed,
         _by_image,
         _no_interval,
@@ -31,6 +36,31 @@ def _missing(r: Results) -> str:
         f"{len(r.missing)} of the {r.planned} planned training runs {verb} no results ({names}); means are over "
         "the seeds that finished."
     )
+
+
+def _chance(r: Results) -> str:
+    """Arms that are no better than naming one class always; only balanced accuracy has a known level for that."""
+    present = [next((len(t["classes_present"]) for u in r.units if (t := _test(u, s))), 0) for s in r.training]
+    if r.metric != "balanced_accuracy" or not all(present) or not present:
+        return ""
+    level = fmean(1 / n for n in present)
+    lost = []
+    for model in r.arms:
+        e = r.estimate(model, "mean_training")
+        reached = e.value if e.low is None else e.low
+        if reached is not None and reached <= level + 1e-9:
+            lost.append(model.title)
+    if not lost:
+        return ""
+    return (
+        f"Naming one class always gives {score(level)}; not clearly above that over the training sites: {listed(lost)}. "
+        "Differences between arms that have hardly learned anything mean little."
+    )
+
+
+def _test(unit: Mapping[str, Any], site: str) -> Mapping[str, Any]:
+    test = (unit.get("sites") or {}).get(site) or {}
+    return test if test.get("classes_present") else {}
 
 
 def _single_seed(r: Results) -> str:

@@ -18,7 +18,7 @@ SIGNIFICANT = 0.05
 SMALL_CLASS = 20
 """Test images of a class below which its recall is called uncertain (its 95 % interval spans 0.2 or more)."""
 
-Kind = Literal["own", "single", "pooled", "federated"]
+Kind = Literal["own", "mean", "single", "pooled", "federated"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Model:
     Attributes:
         key: name in ``summary`` and ``comparisons``.
         arm: the arm it belongs to.
-        kind: ``own``: every site judged by its own local model; ``single``: one site's local model, judged
-            everywhere; ``pooled``: all images in one place; ``federated``: the rest.
+        kind: ``own``: every site judged by its own local model; ``mean``: the mean of the local models' scores;
+            ``single``: one site's local model, judged everywhere; ``pooled``: all images in one place;
+            ``federated``: the rest.
         title: name for people.
         site: the site that trained it, for ``single``.
     """
@@ -164,9 +165,22 @@ class Results:
             for site in self.training
         ]
 
+    @cached_property
+    def means(self) -> list[Model]:
+        """For every local arm the mean of its models: what to expect of one of them, wherever it is used."""
+        return [
+            Model(f"{m.arm} (mean)", m.arm, "mean", f"{arm_title(m.arm)} (mean of models)")
+            for m in self.arms
+            if m.kind == "own"
+        ]
+
     def of_kind(self, kind: Kind) -> list[Model]:
         """Arms of one kind."""
-        return [m for m in [*self.arms, *self.singles] if m.kind == kind]
+        return [m for m in [*self.arms, *self.means, *self.singles] if m.kind == kind]
+
+    def mean_of(self, model: Model) -> Model | None:
+        """The mean model of a local arm."""
+        return next((m for m in self.means if m.arm == model.arm), None)
 
     def judged_at(self, site: str) -> list[Model]:
         """Models to show at a site: the arms, and where no local model is at home, every local model."""
@@ -180,12 +194,14 @@ class Results:
 
     def title_of(self, key: str) -> str:
         """A model's name for people."""
-        known = {m.key: m.title for m in [*self.arms, *self.singles]}
+        known = {m.key: m.title for m in [*self.arms, *self.means, *self.singles]}
         return known.get(key, key)
 
     def units_of(self, model: Model, site: str | None = None) -> list[Mapping[str, Any]]:
         """Trained units behind a model, by seed; for ``own``, those of ``site`` (of all sites where None)."""
         key = f"{model.arm}/{site}" if model.kind == "own" and site is not None else model.key
+        if model.kind == "mean":
+            return []  # made of others
         if model.kind == "own" and site is None:
             found = [u for u in self.units if u["arm"] == model.arm]
         else:
@@ -211,7 +227,11 @@ class Results:
     def masked(self, model: Model, site: str, metric: str | None = None) -> Estimate:
         """The same, prediction masked to the classes present at the site; unknown where all are present."""
         blocks = [t["masked"] for t in self.tests_of(model, site) if t.get("masked")]
-        return over_seeds(b.get("metrics", {}).get(metric or self.metric) for b in blocks)
+        name = metric or self.metric
+        if not blocks:
+            return Estimate()
+        summed_up = self._summary.get((model.key, site, f"{name}_masked"))
+        return summed_up or over_seeds(b.get("metrics", {}).get(name) for b in blocks)
 
     def compare(self, a: Model, b: Model, scope: str, metric: str | None = None) -> Comparison | None:
         """The tested difference ``a − b``, whichever way round it was written down."""
@@ -229,6 +249,10 @@ class Results:
             if len(sites) == 1 and scope in {group, sites[0]}:
                 return {group, sites[0]}
         return {scope}
+
+    def plain_scope(self, scope: str) -> str:
+        """The site for a mean over that one site; any other scope as it is."""
+        return min(self._same(scope), key=lambda s: s.startswith("mean_"))
 
     @property
     def held_out_scope(self) -> str | None:

@@ -55,13 +55,14 @@ def _headline(r: Results) -> str:
     if not federated:
         arms = listed(m.title for m in r.arms)
         return f"This run has no federated arm, so it does not say whether federation helps; it shows {arms}."
-    own, pooled = _first(r.of_kind("own")), _first(r.of_kind("pooled"))
+    own, pooled, single = (_first(r.of_kind(kind)) for kind in ("own", "pooled", "mean"))
     sentences = []
     one = len(r.training) == 1
     at_home = [(own, "the site's own model" if one else "each site's own model"), (pooled, "pooled data")]
     questions = [("mean_training", "At the training site" if one else "At the training sites", at_home)]
     if r.held_out_scope:
-        questions.append((r.held_out_scope, _held_out_place(r), [(pooled, "pooled data")]))
+        others = [(single, "the average single-site model"), (pooled, "pooled data")]
+        questions.append((r.held_out_scope, _held_out_place(r), others))
     for scope, place, others in questions:
         said = [_verdict(r, federated, m, scope, what) for m, what in others if m is not None]
         if any(said):
@@ -107,18 +108,24 @@ def _at_home(r: Results) -> Finding | None:
 
 
 def _elsewhere(r: Results) -> Finding | None:
-    singles, federated = r.of_kind("single"), r.of_kind("federated")
-    pairs = [(m, s) for m in singles for s in r.training if s != m.site]
+    pairs = [(m, s) for m in r.of_kind("single") for s in r.training if s != m.site]
     away = [value for m, s in pairs if (value := r.estimate(m, s).value) is not None]
     if not away:
         return None
     text = f"Away from home, at the other training sites, these models average {score(fmean(away))}"
     if len(away) > 1:
         text += f" (lowest {score(min(away))}, highest {score(max(away))} of {len(away)} pairs)"
-    tallies = _single_tallies(r, federated, singles, "mean_training")
-    if tallies:
-        tallies = f" Over all training sites together, {tallies}"
-    return Finding("Each site alone, elsewhere", f"{text}.{tallies}")
+    return Finding("Each site alone, elsewhere", f"{text}. {_against_mean(r, 'mean_training')}".strip())
+
+
+def _against_mean(r: Results, scope: str) -> str:
+    """Federated arms against what to expect of one single-site model; empty where that was not tested."""
+    mean, federated = _first(r.of_kind("mean")), r.of_kind("federated")
+    if mean is None or all(direction(r.compare(m, mean, scope)) == "untested" for m in federated):
+        return ""
+    place = " over all training sites" if scope == "mean_training" else ""
+    base = _number(r.estimate(mean, scope))
+    return f"The average single-site model{place}: {base}. {_against(r, federated, mean, scope)}"
 
 
 def _pooled(r: Results) -> Finding | None:
@@ -144,8 +151,7 @@ def _held_out(r: Results) -> Finding | None:
     if pooled is not None and federated:
         base = _number(r.estimate(pooled, scope))
         text += f" Pooled data: {base}. {_against(r, federated, pooled, scope)}"
-    tallies = _single_tallies(r, federated, r.of_kind("single"), scope)
-    return Finding(topic, f"{text} {capital(tallies)}".strip())
+    return Finding(topic, f"{text} {_against_mean(r, scope)}".strip())
 
 
 def _spread(r: Results) -> Finding | None:
@@ -156,6 +162,9 @@ def _spread(r: Results) -> Finding | None:
         if len(scores) < 2:
             continue
         worst, best = min(scores, key=lambda s: scores[s]), max(scores, key=lambda s: scores[s])
+        if score(scores[worst]) == score(scores[best]):
+            said.append(f"with {model.title} every site scores {score(scores[worst])}")
+            continue
         gap = r.estimate(model, "gap_training")
         gap = gap if gap.known else Estimate(scores[best] - scores[worst])
         limits = interval(gap.low, gap.high)
@@ -212,32 +221,6 @@ def _difference(model: Model, c: Comparison | None) -> str:
     if leaves_out_zero and not c.clear:  # the interval alone would say otherwise
         limits += f", but Holm {p_clause(c.p_holm)}"
     return f"{model.title} ({limits})"
-
-
-def _single_tallies(r: Results, federated: Sequence[Model], singles: Sequence[Model], scope: str) -> str:
-    """How many single-site models the federated arms clearly beat, or are beaten by; empty where untested."""
-    tallies: dict[str, list[str]] = {}
-    for model in federated:
-        found = [direction(r.compare(model, s, scope)) for s in singles]
-        tested = len(found) - found.count("untested")
-        if tested:
-            tallies.setdefault(_tally(found, tested), []).append(model.title)
-    said = [f"{listed(names)} scored {tally}" for tally, names in tallies.items()]
-    return f"{'; '.join(said)}." if said else ""
-
-
-def _tally(found: Sequence[str], tested: int) -> str:
-    words = {
-        "higher": "clearly higher than",
-        "lower": "clearly lower than",
-        "unclear": "not clearly different from",
-    }
-    models = "single-site model" if tested == 1 else "single-site models"
-    for key, phrase in words.items():
-        if found.count(key) == tested:
-            return f"{phrase} the {models}" if tested == 1 else f"{phrase} all {tested} {models}"
-    parts = [f"{phrase} {found.count(key)}" for key, phrase in words.items() if found.count(key)]
-    return f"{listed(parts)} of the {tested} {models}"
 
 
 def _number(estimate: Estimate) -> str:

@@ -74,10 +74,10 @@ def looks(kinds: Mapping[str, str]) -> dict[str, Look]:
     """A look for every model: grey for local ones, black for pooled data, colours for the federated.
 
     Args:
-        kinds: model's key → ``own``, ``single``, ``pooled`` or ``federated``, in the report's order.
+        kinds: model's key → ``own``, ``mean``, ``single``, ``pooled`` or ``federated``, in the report's order.
     """
     found: dict[str, Look] = {}
-    counts = {"own": 0, "single": 0, "pooled": 0, "federated": 0}
+    counts = {"own": 0, "mean": 0, "single": 0, "pooled": 0, "federated": 0}
     for key, kind in kinds.items():
         n = counts[kind]
         counts[kind] += 1
@@ -87,7 +87,7 @@ def looks(kinds: Mapping[str, str]) -> dict[str, Look]:
         elif kind == "pooled":
             found[key] = Look(INK, "s", DASHES[n % len(DASHES)])
         else:
-            found[key] = Look(QUIET if kind == "own" else "#7d8791", "o", (1.5, 1.5))
+            found[key] = Look("#7d8791" if kind == "single" else QUIET, "o", (1.5, 1.5))
     return found
 
 

@@ -47,7 +47,8 @@ def plain(name: str) -> str:
 
 def metric_name(metric: str) -> str:
     """A metric's name in a sentence."""
-    return METRICS.get(metric, plain(metric))
+    base = metric.removesuffix("_masked")
+    return METRICS.get(base, plain(base)) + (" (masked)" if base != metric else "")
 
 
 def capital(text: str) -> str:

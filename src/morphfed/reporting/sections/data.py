@@ -8,6 +8,7 @@ from typing import Any
 
 from morphfed.reporting.blocks import (
     Block,
+    Bullets,
     Cell,
     Details,
     Figure,
@@ -64,6 +65,8 @@ def data(page: Page) -> Section:
         Heading("Findings of the data check"),
         *_findings(r),
     ]
+    if notes := [str(n) for n in r.data.get("notes") or ()]:
+        section.blocks.append(Details(f"{counted(len(notes), 'note')} of preparing the data", [Bullets(notes)]))
     return section
 
 
@@ -138,8 +141,11 @@ def _total(r: Results, site: str, part: str) -> int:
 def _samples(r: Results) -> list[Strip]:
     strips = []
     for site in r.all_sites:
-        sources = [s for v in r.sites.get(site, {}).get("samples") or () if (s := image_source(v))]
-        pictures = [Picture(s, f"cell {i} of {site}") for i, s in enumerate(sources, 1)]
+        pictures = []
+        for sample in r.sites.get(site, {}).get("samples") or ():
+            name = plain(str(sample.get("class") or "cell"))
+            if source := image_source(sample.get("image")):
+                pictures.append(Picture(source, f"{name} of {site}", caption=name))
         if pictures:
             strips.append(Strip(f"{site} (held out)" if site in r.held_out else site, pictures))
     return strips
@@ -192,7 +198,7 @@ def _left_out(r: Results) -> Block:
 def _findings(r: Results) -> list[Block]:
     check: Mapping[str, Any] = r.data.get("check") or {}
     findings: Sequence[Mapping[str, Any]] = check.get("findings") or ()
-    if not check:
+    if not check or check.get("status") == "not run":
         return [Text("The data were not checked in this run.")]
     if not findings:
         return [Text("The check found nothing to report.")]

@@ -8,60 +8,55 @@ from morphfed.reporting.blocks import Block, Cell, Details, Figure, Page, Sectio
 from morphfed.reporting.figures import WIDE, Row, forest
 from morphfed.reporting.results import Comparison, Results
 from morphfed.reporting.sections.outcome import scope_name
-from morphfed.reporting.text import MINUS, MISSING, capital, counted, interval, metric_name, p_value, signed
+from morphfed.reporting.text import MINUS, MISSING, capital, count, counted, interval, metric_name, p_value, signed
 
 
 def comparisons(page: Page) -> Section:
-    """Paired differences with intervals and corrected p values."""
+    """Paired differences: over the training sites and at held-out sites first, then site by site."""
     r = page.results
     section = Section("comparisons", "Differences between arms")
-    main = _in_order(r, [c for c in r.comparisons if c.metric == r.metric])
-    arms = {m.key for m in r.arms}
-    if not main:
+    found = _by_scope(r, [c for c in r.comparisons if c.metric == r.metric])
+    if not found:
         section.blocks.append(Text("No paired comparison between arms was made in this run."))
-    between = [c for c in main if {c.a, c.b} <= arms]
-    for i, (scope, found) in enumerate(_by_scope(between).items()):
-        section.blocks += [_difference_figure(r, scope, found, i), _difference_table(r, scope, found, f"{i}")]
-    singles = [c for c in main if not {c.a, c.b} <= arms]
-    rest = _in_order(r, [c for c in r.comparisons if c.metric != r.metric])
-    for key, title, group in (
-        ("single", "Against every single-site model", singles),
-        ("rest", "Other metrics", rest),
-    ):
-        if group:
-            tables: list[Block] = [
-                _difference_table(r, scope, found, f"{key}-{i}")
-                for i, (scope, found) in enumerate(_by_scope(group).items())
-            ]
+    first = [s for s in (r.plain_scope("mean_training"), r.held_out_scope) if s in found]
+    for i, scope in enumerate(first or list(found)[:1]):
+        section.blocks += [_difference_figure(r, scope, found[scope], i), _difference_table(r, found[scope], f"{i}")]
+    rest = {s: cs for s, cs in found.items() if s not in (first or list(found)[:1])}
+    others = [m for m in dict.fromkeys(c.metric for c in r.comparisons) if m != r.metric]
+    groups = {"Site by site": ("site", rest)}
+    for metric in others:
+        named = capital(metric_name(metric))
+        groups[named] = (metric.replace("_", "-"), _by_scope(r, [c for c in r.comparisons if c.metric == metric]))
+    for title, (key, by_scope) in groups.items():
+        tables: list[Block] = [_difference_table(r, cs, f"{key}-{i}") for i, cs in enumerate(by_scope.values())]
+        if tables:
             section.blocks.append(Details(title, tables))
     return section
 
 
 def _in_order(r: Results, found: Sequence[Comparison]) -> list[Comparison]:
     """Every pair as later arm minus earlier arm of the study, pairs with the same second arm together."""
-    ranks = {m.key: i for i, m in enumerate([*r.singles, *r.arms])}
+    ranks = {m.key: i for i, m in enumerate([*r.singles, *r.means, *r.arms])}
     last = len(ranks)
     turned = [c.turned() if ranks.get(c.a, last) < ranks.get(c.b, last) else c for c in found]
     return sorted(turned, key=lambda c: (ranks.get(c.b, last), ranks.get(c.a, last)))
 
 
-def _by_scope(found: Sequence[Comparison]) -> dict[str, list[Comparison]]:
-    groups: dict[str, list[Comparison]] = {}
-    for c in found:
-        groups.setdefault(c.scope, []).append(c)
-    return groups
+def _by_scope(r: Results, found: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """Scope → its comparisons in order; a mean over one site is that site and stands there once."""
+    groups: dict[str, dict[tuple[str, str], Comparison]] = {}
+    for c in _in_order(r, found):
+        groups.setdefault(r.plain_scope(c.scope), {}).setdefault((c.a, c.b), c)
+    return {scope: list(pairs.values()) for scope, pairs in groups.items()}
 
 
 def _place(r: Results, scope: str) -> str:
-    if scope == "mean_held_out" and len(r.held_out) == 1:
-        return f"at the held-out site {r.held_out[0]}"
-    if scope == "mean_training" and len(r.training) == 1:
-        return f"at {r.training[0]}"
     known = {
         "mean_training": "over the training sites (mean)",
         "mean_held_out": "over the held-out sites (mean)",
+        "worst_training": "at the worst training site of each arm",
     }
-    return known.get(scope, f"at {scope_name(scope)}")
+    return known.get(scope, f"at the held-out site {scope}" if scope in r.held_out else f"at {scope_name(scope)}")
 
 
 def _difference_figure(r: Results, scope: str, found: Sequence[Comparison], number: int) -> Figure:
@@ -95,41 +90,22 @@ def _difference_figure(r: Results, scope: str, found: Sequence[Comparison], numb
     return Figure(f"difference-{number}", caption, [svg], wide=True)
 
 
-def _difference_table(r: Results, scope: str, found: Sequence[Comparison], key: str) -> Table:
-    named = {c.metric for c in found} != {r.metric}
+def _difference_table(r: Results, found: Sequence[Comparison], key: str) -> Table:
     rows = []
     for c in found:
-        words = "not tested" if not c.tested else "no clear difference"
+        words = "no clear difference" if c.tested else "not tested"
         if c.clear:
             words = f"{r.title_of(c.a if (c.difference or 0) > 0 else c.b)} higher"
-        rows.append(
-            [
-                Cell(r.title_of(c.a)),
-                Cell(r.title_of(c.b), words=True),
-                *([Cell(metric_name(c.metric), words=True)] if named else []),
-                Cell(signed(c.difference)),
-                Cell(interval(c.low, c.high) or MISSING),
-                Cell(p_value(c.p)),
-                Cell(p_value(c.p_holm)),
-                Cell(words, words=True, strong=c.clear),
-            ]
-        )
-    head = [
-        "First arm",
-        "Second arm",
-        *(["Metric"] if named else []),
-        "Difference",
-        "95 % interval",
-        "p",
-        "Holm p",
-        "Reading",
-    ]
-    words_at = {1, 2 if named else 1, len(head) - 1}
-    caption = f"First arm minus second arm {_place(r, scope)}, paired on the same test images."
+        limits = Cell(interval(c.low, c.high) or MISSING)
+        numbers = [Cell(signed(c.difference)), limits, Cell(p_value(c.p)), Cell(p_value(c.p_holm))]
+        names = [Cell(r.title_of(c.a)), Cell(r.title_of(c.b), words=True)]
+        rows.append([*names, *numbers, Cell(words, words=True, strong=c.clear)])
+    head = ["First arm", "Second arm", "Difference", "95 % interval", "p", "Holm p", "Reading"]
+    place = _place(r, r.plain_scope(found[0].scope))
     return Table(
         f"difference-{key}",
-        caption,
-        [Cell(h, words=i in words_at) for i, h in enumerate(head)],
+        f"{capital(metric_name(found[0].metric))}: first arm minus second arm {place}, paired on the same test images.",
+        [Cell(h, words=i in (0, 1, 6)) for i, h in enumerate(head)],
         rows,
         _design(found),
     )
@@ -139,14 +115,11 @@ def _design(found: Sequence[Comparison]) -> str:
     first = found[0]
     parts = []
     if first.resamples:
-        parts.append(f"{counted(first.resamples, 'bootstrap resample')}")
+        parts.append(counted(first.resamples, "bootstrap resample"))
     if first.clusters:
-        unit = first.cluster_unit or "cluster"
-        parts.append(
-            f"{first.clusters} {unit if first.clusters == 1 else f'{unit}s'} resampled, the same for both arms"
-        )
+        mixed = "patients where known, else images" if first.cluster_unit == "mixed" else f"{first.cluster_unit}s"
+        parts.append(f"{count(first.clusters)} {mixed}, resampled alike for both arms")
     if first.seeds:
-        parts.append(f"means over {counted(first.seeds, 'seed')}")
-    text = "; ".join(parts)
-    note = "p is two-sided; Holm's correction is over all comparisons of the family."
-    return f"{capital(text)}. {note}" if text else note
+        parts.append(f"means over {counted(first.seeds, 'seed')}" if first.seeds > 1 else "one seed")
+    note = "p is two-sided; Holm's correction is over all pairs of one metric and one scope."
+    return f"{'; '.join(parts)}. {note}" if parts else note

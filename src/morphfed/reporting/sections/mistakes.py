@@ -64,14 +64,11 @@ def _note(found: dict[str, _Mistaken], model: str, e: Mapping[str, Any]) -> None
 
 
 def _strip(r: Results, site: str, found: Mapping[str, _Mistaken], *, open_: bool) -> Details:
-    surest = sorted(found.items(), key=lambda item: (-item[1].surest, item[0]))
+    # Pictures are kept for one seed only, so a mistake of another seed may have none.
+    surest = sorted(found.items(), key=lambda item: (not item[1].source, -item[1].surest, item[0]))
     pictures = [_picture(r, path, image) for path, image in surest[:SHOWN]]
     name = f"{site} (held out)" if site in r.held_out else site
-    shown = (
-        f"the surest {len(pictures)} of {len(found)} recorded"
-        if len(found) > len(pictures)
-        else f"{counted(len(found), 'image')}"
-    )
+    shown = f"{len(pictures)} of {len(found)} recorded" if len(found) > len(pictures) else counted(len(found), "image")
     return Details(f"{name}: {shown}", [Strip("", pictures)], open=open_)
 
 
@@ -82,4 +79,6 @@ def _picture(r: Results, path: str, image: _Mistaken) -> Picture:
         for guess, confidences in guesses.items():
             seeds = f" ({len(confidences)}/{len(r.seeds)})" if several else ""
             lines.append(f"{model}: {plain(guess)} {score(max(confidences), 2)}{seeds}")
-    return Picture(image.source, f"{plain(image.truth)}, mistaken by {counted(len(image.by), 'model')}", lines, path)
+    return Picture(
+        image.source, f"{plain(image.truth)}, mistaken by {counted(len(image.by), 'model')}", lines=lines, path=path
+    )

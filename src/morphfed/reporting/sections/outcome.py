@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
 
-from morphfed.reporting.blocks import Block, Cell, Details, Figure, Page, Section, Table, Text
+from morphfed.reporting.blocks import Block, Bullets, Cell, Details, Figure, Page, Section, Table, Text
 from morphfed.reporting.figures import Row, forest
 from morphfed.reporting.matrices import heat_map
 from morphfed.reporting.results import Comparison, Estimate, Model, Results
@@ -12,6 +14,7 @@ from morphfed.reporting.text import (
     capital,
     counted,
     interval,
+    listed,
     metric_name,
     score,
     shortened,
@@ -49,6 +52,8 @@ def arms_by_sites(page: Page) -> Section:
         tables: list[Block] = [_metric_table(r, m) for m in others]
         names = ", ".join(metric_name(m) for m in others)
         section.blocks.append(Details(f"Other metrics: {names}", tables))
+    if notes := _notes(r):
+        section.blocks.append(Details("Notes on the intervals", [Bullets(notes)]))
     return section
 
 
@@ -82,7 +87,9 @@ def _main_table(r: Results, scopes: Sequence[str]) -> Table:
     )
     if any(m.kind == "own" for m in r.arms):
         note += "Local (own site): every site is judged by the model that it trained alone"
-        note += "; at held-out sites the range of these models is given." if r.held_out else "."
+        if r.held_out:
+            note += "; at a held-out site, the mean of these models (with how many, and their lowest and highest)"
+        note += "."
     if len(scopes) >= _TRANSPOSE and len(scopes) > len(r.arms):
         body = [
             [
@@ -111,11 +118,17 @@ def _main_table(r: Results, scopes: Sequence[str]) -> Table:
 
 def _cell(r: Results, model: Model, scope: str) -> Cell:
     estimate = r.estimate(model, scope)
-    if not estimate.known and model.kind == "own":
-        values = [v for s in r.singles if s.arm == model.arm and (v := r.estimate(s, scope).value) is not None]
-        if values:
-            return Cell(f"{score(min(values))} to {score(max(values))}", f"range of {counted(len(values), 'model')}")
-    return number_cell(estimate, best=_clearly_best(r, model, scope))
+    mean = r.mean_of(model)
+    if estimate.known or mean is None:
+        return number_cell(estimate, best=_clearly_best(r, model, scope))
+    # A local arm away from home: what to expect of one of its models.
+    singles = [v for s in r.singles if s.arm == model.arm and (v := r.estimate(s, scope).value) is not None]
+    estimate = r.estimate(mean, scope)
+    if not estimate.known and singles:
+        estimate = Estimate(fmean(singles))
+    cell = number_cell(estimate)
+    spread = f"of {len(singles)}: {interval(min(singles), max(singles), 2)}" if singles else ""
+    return replace(cell, sub="\n".join(part for part in (cell.sub, spread) if part))
 
 
 def number_cell(estimate: Estimate, *, best: bool = False, digits: int = 3) -> Cell:
@@ -216,6 +229,21 @@ def _metric_table(r: Results, metric: str) -> Table:
     scopes = [s for s in _scopes(r) if s not in ("worst_training", "gap_training")]
     caption = f"{capital(metric_name(metric))} of every arm at every site, with 95 % intervals."
     return _by_models(r, metric.replace("_", "-"), caption, r.arms, scopes, metric)
+
+
+def _notes(r: Results) -> list[str]:
+    """What the evaluation says about a site's intervals, with the models that it says it of."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for unit in r.units:
+        for site, test in (unit.get("sites") or {}).items():
+            for note in test.get("notes") or ():
+                said.setdefault((site, str(note)), []).append(f"{unit['model']}, seed {unit['seed']}")
+    every = {site: sum(site in (u.get("sites") or {}) for u in r.units) for site, _ in said}
+    return [
+        f"{site}: {note}"
+        + ("" if len(of) == every[site] else f" ({listed(of) if len(of) < 4 else counted(len(of), 'run')})")
+        for (site, note), of in said.items()
+    ]
 
 
 def _has(r: Results, metric: str) -> bool:
