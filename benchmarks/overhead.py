@@ -200,11 +200,7 @@ def main() -> None:
     setting = Setting(options.model, options.size, options.precision, options.rounds)
     for algorithm in ("fedavg", "fedprox"):
         found = measure(setting, algorithm, options.pairs)
-        print(
-            json.dumps(
-                {"what": f"{algorithm} / bare loop", "model": options.model, "pairs": options.pairs, **found}
-            )
-        )
+        print(json.dumps({"what": f"{algorithm} / bare loop", "model": options.model, "pairs": options.pairs, **found}))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_stain_strength_by_hand() -> None:
     augment = Augment(NO_AUGMENTATION.model_copy(update={"stain": 0.5}))
     images = torch.full((1, 3, 1, 1), 0.5)
     factor = torch.exp(torch.randn(1, 3, generator=torch_stream(7)) * 0.5)
-    expected = 0.5 ** factor  # exp(-k · -log 0.5)
+    expected = 0.5**factor  # exp(-k · -log 0.5)
     assert torch.allclose(augment(images, torch_stream(7)).flatten(), expected.flatten(), atol=1e-6)
 
 

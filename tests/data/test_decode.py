@@ -36,15 +36,11 @@ def test_jpeg_equals_pillow(tmp_path: Path) -> None:
 
 def test_reduced_jpeg_keeps_the_minimum_and_looks_the_same(tmp_path: Path) -> None:
     y, x = np.mgrid[:300, :400]
-    smooth = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.cos(y / 50), 128 + 0 * x], -1).astype(
-        np.uint8
-    )
+    smooth = np.stack([128 + 100 * np.sin(x / 40), 128 + 100 * np.cos(y / 50), 128 + 0 * x], -1).astype(np.uint8)
     path = saved(tmp_path / "a.jpg", smooth, quality=95)
     small = decode(path, min_side=100)
     assert 100 <= min(small.shape[:2]) < 300
-    expected = np.asarray(Image.fromarray(smooth).resize(small.shape[1::-1], Image.Resampling.BOX)).astype(
-        float
-    )
+    expected = np.asarray(Image.fromarray(smooth).resize(small.shape[1::-1], Image.Resampling.BOX)).astype(float)
     assert np.abs(small - expected).mean() < 3
     assert decode(path, min_side=5000).shape == (300, 400, 3)
 

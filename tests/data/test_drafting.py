@@ -105,9 +105,7 @@ def test_an_unrecognised_layout_and_a_draw_name_the_candidates(tmp_path: Path) -
         ({"um_per_px": -0.1}, "not a positive size"),
     ],
 )
-def test_wrong_arguments_say_what_is_right(
-    tmp_path: Path, arguments: dict[str, object], message: str
-) -> None:
+def test_wrong_arguments_say_what_is_right(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
     paint(tmp_path / "basophil" / "1.png")
     with pytest.raises((ConfigError, DataError), match=message):
         draft(tmp_path, **{"site": "x", **arguments})  # type: ignore[arg-type]
@@ -228,9 +226,7 @@ def test_site_names_are_valid() -> None:
 def test_barcelona(shared_data: Path) -> None:
     drafted = draft(shared_data / "cells" / "PBC_dataset_normal_DIB", site="barcelona")
     frame = drafted.manifest.frame
-    prefixes = dict.fromkeys(
-        ["BA", "BNE", "EO", "ERB", "LY", "MMY", "MO", "MY", "PLATELET", "PMY", "SNE"], 250
-    )
+    prefixes = dict.fromkeys(["BA", "BNE", "EO", "ERB", "LY", "MMY", "MO", "MY", "PLATELET", "PMY", "SNE"], 250)
     assert Counter(frame["source_label"]) == {**prefixes, "IG": 50, "NEUTROPHIL": 50}
     assert set(frame["um_per_px"]) == {0.1}
     assert set(frame["source"]) == {"pbc"}

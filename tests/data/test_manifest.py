@@ -88,9 +88,7 @@ def test_every_bad_value_is_named_with_its_spreadsheet_row(tmp_path: Path) -> No
 
 
 def test_many_bad_values_are_counted_not_hidden(tmp_path: Path) -> None:
-    pd.DataFrame([row(path=f"{i}.jpg", split="x") for i in range(100)]).to_csv(
-        tmp_path / "m.csv", index=False
-    )
+    pd.DataFrame([row(path=f"{i}.jpg", split="x") for i in range(100)]).to_csv(tmp_path / "m.csv", index=False)
     with pytest.raises(DataError, match=r"100 bad values[\s\S]*… and 60 more"):
         Manifest.read(tmp_path / "m.csv")
 

@@ -33,9 +33,7 @@ mll23: myeloblast, neutrophil_segmented, lymphocyte, hairy_cell, monocyte, eosin
 """
 PUBLISHED = {
     name: labels.split(", ")
-    for name, _, labels in (
-        line.partition(": ") for line in _WRITTEN.replace(",\n    ", ", ").strip().splitlines()
-    )
+    for name, _, labels in (line.partition(": ") for line in _WRITTEN.replace(",\n    ", ", ").strip().splitlines())
 }
 
 

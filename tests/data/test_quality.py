@@ -24,9 +24,7 @@ from morphfed.data.quality.duplicates import NEAR_BITS, near_groups
 from morphfed.data.synthetic import PRESETS, render_cell
 
 CLASSES = ["neutrophil", "lymphocyte", "monocyte"]
-SMALL = {
-    name: PRESETS[name].model_copy(update={"image_px": 64, "um_per_px": 0.4}) for name in ("alder", "dogwood")
-}
+SMALL = {name: PRESETS[name].model_copy(update={"image_px": 64, "um_per_px": 0.4}) for name in ("alder", "dogwood")}
 
 Row = dict[str, Any]
 
@@ -60,9 +58,7 @@ def clean_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label in CLASSES:
             (folder / site / label).mkdir(parents=True)
             for number in range(12):
-                Image.fromarray(picture(site, label, number)).save(
-                    folder / site / label / f"{number:02d}.png"
-                )
+                Image.fromarray(picture(site, label, number)).save(folder / site / label / f"{number:02d}.png")
     return folder
 
 
@@ -140,10 +136,7 @@ def test_modes_and_sizes(clean: tuple[Path, list[Row]]) -> None:
     report = checked(root, rows)
     modes = only(report, "mixed-modes")
     assert (modes.count, modes.level) == (3, "warning")
-    assert all(
-        words in modes.message
-        for words in ("grey to RGB: 1", "RGBA to RGB: 1", "16-bit grey to 8-bit RGB: 1")
-    )
+    assert all(words in modes.message for words in ("grey to RGB: 1", "RGBA to RGB: 1", "16-bit grey to 8-bit RGB: 1"))
     assert only(report, "grey").count == 2
     assert only(report, "mixed-sizes").count == 2
     assert only(report, "odd-size").examples == ["alder/monocyte/04.png (300×100)"]
@@ -173,9 +166,7 @@ def test_labels(clean: tuple[Path, list[Row]]) -> None:
     assert unknown.examples == ["'neutrofil' (2 images): did you mean 'neutrophil'?", "'zzz' (1 images)"]
     outside = only(report, "outside-classes")
     assert (outside.count, outside.level, outside.examples) == (1, "info", ["platelet: 1"])
-    few = only(
-        report, "small-class"
-    )  # of 12 lymphocytes, four were relabelled to something else, one to a band
+    few = only(report, "small-class")  # of 12 lymphocytes, four were relabelled to something else, one to a band
     assert few.examples == ["lymphocyte: 7"]
     assert (report.status, report.exit_code) == ("warnings", 1)
     assert "small-class" not in codes(checked(root, rows, min_per_class=7))
@@ -222,9 +213,7 @@ def _resaved(image: Image.Image, path: Path) -> None:
 
 
 def _shifted(image: Image.Image, path: Path) -> None:
-    image.resize((66, 66), Image.Resampling.BICUBIC).crop((1, 1, 65, 65)).save(
-        path.with_suffix(".jpg"), quality=90
-    )
+    image.resize((66, 66), Image.Resampling.BICUBIC).crop((1, 1, 65, 65)).save(path.with_suffix(".jpg"), quality=90)
 
 
 def _brighter(image: Image.Image, path: Path) -> None:
@@ -235,9 +224,7 @@ def _brighter(image: Image.Image, path: Path) -> None:
 def test_near_duplicates(clean: tuple[Path, list[Row]], change: Callable[[Image.Image, Path], None]) -> None:
     root, rows = clean
     change(Image.open(root / "alder/neutrophil/03.png"), root / "dogwood/neutrophil/again.png")
-    report = checked(
-        root, [*rows, row(root, "dogwood/neutrophil/again.jpg", "dogwood", "neutrophil", split="train")]
-    )
+    report = checked(root, [*rows, row(root, "dogwood/neutrophil/again.jpg", "dogwood", "neutrophil", split="train")])
     found = only(report, "near-duplicate-across-sites")
     assert (found.count, found.level) == (1, "warning")
     assert found.examples == ["alder/neutrophil/03.png = dogwood/neutrophil/again.jpg"]
@@ -306,9 +293,7 @@ def test_colour_figure(clean: tuple[Path, list[Row]], tmp_path: Path) -> None:
     for suffix in ("png", "svg"):
         assert colour_figure(report, tmp_path / f"colours.{suffix}").stat().st_size > 10_000
     assert Image.open(tmp_path / "colours.png").width > 1000
-    assert (
-        "alder" in (tmp_path / "colours.svg").read_text() or "glyph" in (tmp_path / "colours.svg").read_text()
-    )
+    assert "alder" in (tmp_path / "colours.svg").read_text() or "glyph" in (tmp_path / "colours.svg").read_text()
     with pytest.raises(DataError, match=r"colours\.gif"):
         colour_figure(report, tmp_path / "colours.gif")
     with pytest.raises(DataError, match="No site"):
@@ -379,9 +364,7 @@ def test_known_faults_of_real_cells(shared_data: Path) -> None:
         row(cells, f.relative_to(cells).as_posix(), "bccd", f.parent.name)
         for f in sorted((cells / "bccd_crops").glob("*/*.jpg"))
     ]
-    found = {
-        (f.site, f.code): f for f in checked(cells, rows, classes=["neutrophil", "basophil"], jobs=2).findings
-    }
+    found = {(f.site, f.code): f for f in checked(cells, rows, classes=["neutrophil", "basophil"], jobs=2).findings}
     assert found["barcelona", "mixed-sizes"].count == 50  # the other acquisition: 50 NEUTROPHIL_ of 366×369
     assert found["barcelona", "colour-outlier"].count == 50
     assert ("barcelona", "near-duplicate") not in found

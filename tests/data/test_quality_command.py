@@ -33,18 +33,14 @@ def test_init_then_check(films: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert set(frame["um_per_px"]) == {0.4}
 
     figure = tmp_path / "colours.png"
-    assert (
-        call(["data", "check", str(out), "--classes", "neutrophil, monocyte", "--figure", str(figure)]) == 0
-    )
+    assert call(["data", "check", str(out), "--classes", "neutrophil, monocyte", "--figure", str(figure)]) == 0
     said = capsys.readouterr().out
     assert "48 images at 2 sites (alder 24, dogwood 24): 0 errors" in said
     assert said.splitlines()[-1].startswith("next: ")
     assert figure.is_file()
 
 
-def test_json_is_the_only_thing_on_stdout(
-    films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_the_only_thing_on_stdout(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "manifest.csv"
     call(["data", "init", str(films / "alder"), "--site", "a", "--um-per-px", "0.3", "--out", str(out)])
     (films / "alder/monocyte/P00_0000.jpg").write_bytes(b"")

@@ -71,5 +71,7 @@ def test_against_the_masks_of_a_real_lab(lab: str, shared_data: Path) -> None:
 @pytest.mark.shared
 def test_the_known_scale_of_barcelona_is_recovered(shared_data: Path) -> None:
     root = shared_data / "cells" / "PBC_dataset_normal_DIB"
-    files = [p for c in ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil") for p in (root / c).glob("*.jpg")]
+    files = [
+        p for c in ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil") for p in (root / c).glob("*.jpg")
+    ]
     assert estimate_scale(files, decode=decode).um_per_px == pytest.approx(0.1, rel=0.05)

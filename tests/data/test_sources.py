@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from morphfed.core.errors import DataError
 from morphfed.data.sources import SOURCES, Folder, Note, Record, Skipped
@@ -45,9 +46,7 @@ def winner(root: Path) -> str:
 
 
 def test_registry_has_the_five_and_a_base_for_prefixes() -> None:
-    assert {"folders", "table", "pbc", "cellavision", "segmentation_wbc", "bccd_crops"} <= set(
-        SOURCES.names()
-    )
+    assert {"folders", "table", "pbc", "cellavision", "segmentation_wbc", "bccd_crops"} <= set(SOURCES.names())
     for name, kind in SOURCES.items():
         assert kind.name == name
         assert kind.title
@@ -153,9 +152,7 @@ def test_cellavision_skips_names_without_a_prefix(tmp_path: Path) -> None:
 
 def segmentation(root: Path, number: int, rows: str, files: Iterable[str]) -> Path:
     root.mkdir(exist_ok=True)
-    (root / f"Class Labels of Dataset {number}.csv").write_text(
-        f"image ID,class label\n{rows}", encoding="utf-8"
-    )
+    (root / f"Class Labels of Dataset {number}.csv").write_text(f"image ID,class label\n{rows}", encoding="utf-8")
     return plant(root / f"Dataset {number}", *files)
 
 

@@ -19,9 +19,7 @@ SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
 
 def build(rows: list[dict[str, Any]]) -> Manifest:
-    full = [
-        {**dict.fromkeys(COLUMNS), "site": "s", "source": "x", "source_label": "y", **row} for row in rows
-    ]
+    full = [{**dict.fromkeys(COLUMNS), "site": "s", "source": "x", "source_label": "y", **row} for row in rows]
     return Manifest(pd.DataFrame(full, columns=list(COLUMNS)), Path())
 
 

@@ -84,16 +84,12 @@ def test_granules_take_the_dye_that_names_them() -> None:
         return float(canvas.dye[dye][body & ~nucleus(canvas)].mean())
 
     assert outside_nucleus("eosinophil", EOSIN) > 2 * outside_nucleus("neutrophil", EOSIN)
-    dark = {
-        c: (nucleus(painted(c, 3)) & (painted(c, 3).dye[AZURE] > 0.9)).sum() for c in ("basophil", "platelet")
-    }
+    dark = {c: (nucleus(painted(c, 3)) & (painted(c, 3).dye[AZURE] > 0.9)).sum() for c in ("basophil", "platelet")}
     assert dark["basophil"] > 20 * max(dark["platelet"], 1)
 
 
 def test_red_cells_measure_seven_to_eight_micrometres() -> None:
-    empty = ALDER.model_copy(
-        update={"red_cells": 0.3, "gradient": 0.0, "noise": 0.0, "pallor": 0.2, "blur": 0.0}
-    )
+    empty = ALDER.model_copy(update={"red_cells": 0.3, "gradient": 0.0, "noise": 0.0, "pallor": 0.2, "blur": 0.0})
     found = []
     for seed in range(30):
         image = render_cell("platelet", empty, np.random.default_rng(seed)).astype(float)
@@ -117,9 +113,7 @@ def test_same_stream_same_picture_other_stream_other_picture() -> None:
 
 def test_presets_differ_as_real_laboratories_do() -> None:
     colours = {
-        name: np.mean(
-            [render_cell("neutrophil", site, numpy_stream(0, name, i)).mean((0, 1)) for i in range(6)], 0
-        )
+        name: np.mean([render_cell("neutrophil", site, numpy_stream(0, name, i)).mean((0, 1)) for i in range(6)], 0)
         for name, site in PRESETS.items()
     }
     names = sorted(colours)

@@ -224,7 +224,12 @@ class TestCommandLine:
         assert "Traceback" not in out.err
 
     def test_lists(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for kind, name in (("algorithms", "fedprox"), ("sources", "pbc"), ("classes", "promyelocyte"), ("models", "resnet34")):
+        for kind, name in (
+            ("algorithms", "fedprox"),
+            ("sources", "pbc"),
+            ("classes", "promyelocyte"),
+            ("models", "resnet34"),
+        ):
             assert call(["list", kind]) == 0
             assert name in capsys.readouterr().out
         for name in ("fedprox", "pbc", "promyelocyte", "resnet10t"):

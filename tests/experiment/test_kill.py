@@ -71,7 +71,16 @@ RUN = "\nfrom morphfed.cli import call\nsys.exit(call(sys.argv[1:]))\n"
 
 
 def _morphfed(study: Path, trap: str = "", *more: str) -> int:
-    command = [sys.executable, "-c", PRELUDE + trap + RUN, "run", str(study), "--runs", str(study.parent / "runs"), *more]
+    command = [
+        sys.executable,
+        "-c",
+        PRELUDE + trap + RUN,
+        "run",
+        str(study),
+        "--runs",
+        str(study.parent / "runs"),
+        *more,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode not in (0, -signal.SIGKILL):
         pytest.fail(done.stderr[-3000:])

@@ -47,7 +47,13 @@ def make_model(*, batch_norm: bool = True) -> nn.Module:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(4) if batch_norm else nn.Identity()
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), norm, nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+        nn.Conv2d(3, 4, 3),
+        norm,
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 2),
     )
 
 

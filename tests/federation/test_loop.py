@@ -44,7 +44,12 @@ def test_one_round_is_the_weighted_numpy_mean_of_the_sites_models(federation: Ma
         def train(self, *args: Any) -> Iterator[Upload | Failure]:
             for upload in super().train(*args):
                 assert isinstance(upload, Upload)
-                seen.append((upload.weight, {k: t.numpy().astype(np.float64).copy() for k, t in upload.tensors.items()}))
+                seen.append(
+                    (
+                        upload.weight,
+                        {k: t.numpy().astype(np.float64).copy() for k, t in upload.tensors.items()},
+                    )
+                )
                 yield upload
 
     made.loop._transport = Listening(made.sites)
@@ -116,7 +121,11 @@ def test_a_bad_upload_is_rejected_by_name_and_the_round_goes_on_without_it(feder
     made = federation(None)
     made.loop._transport = Spoiling(made.sites, _nan)
     outcome = made.loop.run()
-    assert {(r["round"], r["site"]) for r in outcome.progress.rejected} == {(1, "lagos"), (2, "lagos"), (3, "lagos")}
+    assert {(r["round"], r["site"]) for r in outcome.progress.rejected} == {
+        (1, "lagos"),
+        (2, "lagos"),
+        (3, "lagos"),
+    }
     assert "holds NaN" in outcome.progress.rejected[0]["reason"]
     without = federation(None, sizes={"kampala": 12, "quito": 6})
     without.sites[1]._train = made.sites[2]._train  # the same images as quito had
@@ -160,9 +169,9 @@ def test_resumed_equals_uninterrupted(federation: Make, tmp_path: Path, keep: bo
     assert same(whole.best, resumed.best)
     assert [h["round"] for h in resumed.progress.history] == [1, 2, 3]
     assert resumed.progress.bytes_up == whole.progress.bytes_up
-    assert {s: same(t, resumed.last_sites[s]) for s, t in whole.last_sites.items()} == {
-        s: True for s in whole.last_sites
-    }
+    assert {s: same(t, resumed.last_sites[s]) for s, t in whole.last_sites.items()} == dict.fromkeys(
+        whole.last_sites, True
+    )
 
 
 def test_damaged_newest_checkpoint_falls_back_and_ends_the_same(federation: Make, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ SPECS = {"a": Spec((2, 2), "float32"), "b": Spec((), "float32")}
 GOOD = {"a": torch.ones(2, 2), "b": torch.tensor(1.0)}
 
 
-def _check(tensors: dict[str, torch.Tensor] = GOOD, *, weight: float = 1.0, site: str = "kampala", round: int = 1) -> None:
+def _check(
+    tensors: dict[str, torch.Tensor] = GOOD, *, weight: float = 1.0, site: str = "kampala", round: int = 1
+) -> None:
     check_upload(Upload(site, round, tensors, weight), site="kampala", round_number=1, specs=SPECS)
 
 
@@ -61,7 +63,11 @@ def test_wrong_round_or_site() -> None:
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
 )
 def test_one_bad_number_anywhere_is_found(where: int, value: float, dtype: torch.dtype) -> None:
-    tensors = {"x": torch.zeros(5, dtype=dtype), "empty": torch.zeros(0), "y": torch.full((7,), 1e4, dtype=dtype)}
+    tensors = {
+        "x": torch.zeros(5, dtype=dtype),
+        "empty": torch.zeros(0),
+        "y": torch.full((7,), 1e4, dtype=dtype),
+    }
     assert first_not_finite(tensors) is None
     name, at = ("x", where) if where < 5 else ("y", where - 5)
     tensors[name][at] = value

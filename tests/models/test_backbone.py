@@ -14,7 +14,7 @@ from morphfed.models.backbone import ModelConfig, build
 from morphfed.models.norm import batch_norms, batch_to_group, norm_keys
 
 
-def _build(image_size: int = 32, classes: int = 3, seed: int = 0, folder: Path | None = None, **keys: object):  # noqa: ANN202
+def _build(image_size: int = 32, classes: int = 3, seed: int = 0, folder: Path | None = None, **keys: object):
     return build(ModelConfig(**keys), classes=classes, image_size=image_size, seed=seed, folder=folder)  # type: ignore[arg-type]
 
 
@@ -89,7 +89,9 @@ class TestErrors:
 
     def test_weights_of_another_network_name_the_keys(self, tmp_path: Path) -> None:
         save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-        with pytest.raises(ModelError, match=r"do not fit this model: \d+ keys .*missing.*1 keys \(conv1.weight\) unknown"):
+        with pytest.raises(
+            ModelError, match=r"do not fit this model: \d+ keys .*missing.*1 keys \(conv1.weight\) unknown"
+        ):
             _build(name="resnet10t", weights="w.safetensors", folder=tmp_path)
 
     def test_no_internet_says_which_file_to_fetch(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

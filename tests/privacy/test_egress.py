@@ -16,7 +16,13 @@ DECLARED = Declaration({"w": Spec((2,), "float32")}, frozenset({"loss"}), "fedav
 
 
 def _upload(**changes: object) -> Upload:
-    values = {"site": "kampala", "round": 1, "tensors": {"w": torch.ones(2)}, "weight": 5.0, "metrics": {"loss": 0.5}}
+    values = {
+        "site": "kampala",
+        "round": 1,
+        "tensors": {"w": torch.ones(2)},
+        "weight": 5.0,
+        "metrics": {"loss": 0.5},
+    }
     return Upload(**{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -42,9 +48,7 @@ def test_declared_uploads_pass_and_are_written_down(tmp_path: Path) -> None:
         ({"site": "lagos"}, "lagos"),
     ],
 )
-def test_everything_else_is_refused_and_leaves_no_trace(
-    changes: dict[str, object], named: str, tmp_path: Path
-) -> None:
+def test_everything_else_is_refused_and_leaves_no_trace(changes: dict[str, object], named: str, tmp_path: Path) -> None:
     gate = EgressGate("kampala", DECLARED, tmp_path / "ledger.jsonl")
     with pytest.raises(PrivacyError, match=named):
         gate.release(_upload(**changes))

@@ -8,7 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from morphfed.tasks.classification import LossConfig, class_balanced_weights, focal_loss, logit_shift, make_loss
+from morphfed.tasks.classification import (
+    LossConfig,
+    class_balanced_weights,
+    focal_loss,
+    logit_shift,
+    make_loss,
+)
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
 LABELS = torch.tensor([0, 2])

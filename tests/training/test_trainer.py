@@ -82,7 +82,10 @@ def test_each_image_once_an_epoch_in_an_order_of_its_own() -> None:
 
 def test_weight_decay_spares_vectors() -> None:
     groups = make_optimizer(TrainConfig(weight_decay=0.3), network()).param_groups
-    assert {(p.ndim > 1, g["weight_decay"]) for g in groups for p in g["params"]} == {(True, 0.3), (False, 0.0)}
+    assert {(p.ndim > 1, g["weight_decay"]) for g in groups for p in g["params"]} == {
+        (True, 0.3),
+        (False, 0.0),
+    }
 
 
 def test_reported_loss_is_the_mean_over_images() -> None:

@@ -131,6 +131,4 @@ def _by_name(name: str) -> Algorithm:
     return ALGORITHMS[name]
 
 
-ALGORITHMS: Registry[Algorithm] = Registry(
-    "algorithm", package="morphfed.algorithms", group="morphfed.algorithms"
-)
+ALGORITHMS: Registry[Algorithm] = Registry("algorithm", package="morphfed.algorithms", group="morphfed.algorithms")

@@ -19,9 +19,7 @@ from morphfed.training.trainer import FitReport
 class FedAvgConfig(AlgorithmConfig):
     """Keys of FedAvg."""
 
-    weighting: Weighting = Field(
-        "images", description="images: n_k / n as published; uniform: every site alike"
-    )
+    weighting: Weighting = Field("images", description="images: n_k / n as published; uniform: every site alike")
 
 
 class PlainSite(SiteHalf):

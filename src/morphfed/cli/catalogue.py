@@ -15,9 +15,7 @@ def list_(kind: Kind, filter: str = "*", /) -> int:
         kind: algorithms, models, sources or classes.
         filter: for models, a pattern such as 'resnet*'; 'torchvision' lists torchvision's.
     """
-    {"algorithms": _algorithms, "models": lambda: _models(filter), "sources": _sources, "classes": _classes}[
-        kind
-    ]()
+    {"algorithms": _algorithms, "models": lambda: _models(filter), "sources": _sources, "classes": _classes}[kind]()
     return 0
 
 
@@ -113,12 +111,8 @@ def show(name: str, /) -> int:
 
 def _show_algorithm(algorithm: Any) -> None:
     facts = algorithm.facts
-    sys.stdout.write(
-        f"{algorithm.name}: {algorithm.title}\n  {algorithm.equation}\n  paper: {algorithm.paper}\n"
-    )
-    sys.stdout.write(
-        f"  travels: {facts.travels}\n  stays: {facts.stays}\n  coordinator memory: {facts.memory}\n"
-    )
+    sys.stdout.write(f"{algorithm.name}: {algorithm.title}\n  {algorithm.equation}\n  paper: {algorithm.paper}\n")
+    sys.stdout.write(f"  travels: {facts.travels}\n  stays: {facts.stays}\n  coordinator memory: {facts.memory}\n")
     sys.stdout.write(f"  cost a round: {facts.cost}\n\nin a study:\n  [arms.{algorithm.name}]\n")
     for key, field in algorithm.config.model_fields.items():
         sys.stdout.write(f"  {key} = {field.default!r}    # {field.description}\n")

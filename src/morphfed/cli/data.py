@@ -100,9 +100,7 @@ def check(
 
     chosen = [name.strip() for name in classes.split(",") if name.strip()] if classes is not None else None
     with Display(quiet=json) as display:
-        found = run_check(
-            Manifest.read(manifest), classes=chosen, min_per_class=min_per_class, report=display
-        )
+        found = run_check(Manifest.read(manifest), classes=chosen, min_per_class=min_per_class, report=display)
     if figure is not None:
         colour_figure(found, figure)
     if json:

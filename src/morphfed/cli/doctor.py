@@ -113,9 +113,7 @@ def libraries(probed: dict[str, Any]) -> Iterator[Check]:
         elif name in probed["seconds"]:
             yield Check(name, "PASS", f"{version}, starts in {probed['seconds'][name]:.1f} s")
         else:
-            yield Check(
-                name, "WARN", f"{version}, not started: one before it ended the process", "the one above."
-            )
+            yield Check(name, "WARN", f"{version}, not started: one before it ended the process", "the one above.")
 
 
 def is_pair(torch: str, torchvision: str) -> bool:
@@ -182,9 +180,7 @@ def processor() -> Check:
     has = [label for label, flag in interesting.items() if flag in flags]
     found = environment.cpu_model() + (f" ({', '.join(has)})" if has else "")
     if "sse2" in flags and "avx2" not in flags:
-        return Check(
-            "processor", "WARN", f"{found}: no AVX2", "expect slow training; use another machine if you can."
-        )
+        return Check("processor", "WARN", f"{found}: no AVX2", "expect slow training; use another machine if you can.")
     return Check("processor", "PASS", found)
 
 
@@ -193,15 +189,11 @@ def threads() -> Check:
     cores = environment.cores()
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isdigit() and int(asked) > cores:
-        return Check(
-            "cores", "WARN", f"{cores}, but OMP_NUM_THREADS={asked}", f"export OMP_NUM_THREADS={cores}"
-        )
+        return Check("cores", "WARN", f"{cores}, but OMP_NUM_THREADS={asked}", f"export OMP_NUM_THREADS={cores}")
     limited = f"; OMP_NUM_THREADS={asked}" if asked else ""
     machine = os.cpu_count() or cores
     if machine > cores and not asked:  # a container's quota, which torch does not see
-        return Check(
-            "cores", "WARN", f"{cores} of the machine's {machine}", f"export OMP_NUM_THREADS={cores}"
-        )
+        return Check("cores", "WARN", f"{cores} of the machine's {machine}", f"export OMP_NUM_THREADS={cores}")
     return Check("cores", "PASS", f"{cores}{limited}")
 
 
@@ -211,9 +203,7 @@ def memory() -> Check:
     if size == 0:
         return Check("memory", "PASS", "not told by this system")
     if size < 4 * GIB:
-        return Check(
-            "memory", "WARN", f"{size / GIB:.1f} GiB", "use small images and jobs = 1; 4 GiB is better."
-        )
+        return Check("memory", "WARN", f"{size / GIB:.1f} GiB", "use small images and jobs = 1; 4 GiB is better.")
     return Check("memory", "PASS", f"{size / GIB:.1f} GiB")
 
 
@@ -243,16 +233,12 @@ def disk(runs: Path) -> Check:
         free = shutil.disk_usage(folder).free / GIB
     except OSError as cause:
         reason = (cause.strerror or str(cause)).lower()
-        return Check(
-            "disk", "FAIL", f"{runs} cannot be written: {reason}", "choose another folder: --runs DIR"
-        )
+        return Check("disk", "FAIL", f"{runs} cannot be written: {reason}", "choose another folder: --runs DIR")
     found = f"{runs} can be written, {free:.1f} GiB free"
     if free < 0.5:
         return Check("disk", "FAIL", found, "free some space, or choose another disk: --runs DIR")
     if free < 5:
-        return Check(
-            "disk", "WARN", found, "a study keeps two models a unit and the decoded images; 5 GiB is safer."
-        )
+        return Check("disk", "WARN", found, "a study keeps two models a unit and the decoded images; 5 GiB is safer.")
     return Check("disk", "PASS", found)
 
 
@@ -260,9 +246,7 @@ def precision(probed: dict[str, Any]) -> Check:
     """bf16 against fp32, measured: a processor may offer bf16 and be slower with it."""
     seconds = probed.get("precision")
     if not seconds:
-        return Check(
-            "precision", "WARN", "not measured: torch does not start or stopped", "mend torch first."
-        )
+        return Check("precision", "WARN", "not measured: torch does not start or stopped", "mend torch first.")
     fp32, bf16 = seconds["fp32"], seconds["bf16"]
     measured = f"{bf16 * 1e3:.1f} and {fp32 * 1e3:.1f} ms a step, small net, {seconds['device']}"
     return Check("precision", "PASS", f"bf16 is {fp32 / bf16:.1f} × as fast as fp32 ({measured})")
@@ -273,13 +257,9 @@ def weights() -> Check:
     try:
         from huggingface_hub import constants
     except ImportError as cause:
-        return Check(
-            "weights", "FAIL", f"huggingface_hub does not start: {cause}", _install("huggingface_hub")
-        )
+        return Check("weights", "FAIL", f"huggingface_hub does not start: {cause}", _install("huggingface_hub"))
     found = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/model.safetensors")
-    names = sorted(
-        {p.parents[2].name.removeprefix("models--").replace("--", "/") for p in found if p.exists()}
-    )
+    names = sorted({p.parents[2].name.removeprefix("models--").replace("--", "/") for p in found if p.exists()})
     listed = f"{len(names)} in the hub's cache" + (f": {', '.join(names[:3])}" if names else "")
     listed += ", …" if len(names) > 3 else ""
     if constants.HF_HUB_OFFLINE and not names:
@@ -302,9 +282,7 @@ def extras() -> Check:
     partly = {e: missing[e] for e in without if len(missing[e]) < len(needed[e])}
     if partly:
         details = "; ".join(f"{e} lacks {', '.join(ps)}" for e, ps in partly.items())
-        return Check(
-            "extras", "WARN", f"{found}; {details}", _install(*(p for ps in partly.values() for p in ps))
-        )
+        return Check("extras", "WARN", f"{found}; {details}", _install(*(p for ps in partly.values() for p in ps)))
     return Check("extras", "PASS", found)
 
 
@@ -336,12 +314,8 @@ def _print(checks: list[Check], worst: Status, seconds: float) -> None:
         if check.fix:  # one unbroken line, so that a command can be copied
             console.print(Text(f"fix {check.name}: {check.fix}"), soft_wrap=True)
     failed, warned = (sum(c.status == s for c in checks) for s in ("FAIL", "WARN"))
-    console.print(
-        f"{len(checks)} checks, {failed} failed, {warned} warnings ({seconds:.0f} s)", soft_wrap=True
-    )
-    console.print(
-        "next: mend what failed, then `morphfed doctor`" if worst == "FAIL" else "next: morphfed demo"
-    )
+    console.print(f"{len(checks)} checks, {failed} failed, {warned} warnings ({seconds:.0f} s)", soft_wrap=True)
+    console.print("next: mend what failed, then `morphfed doctor`" if worst == "FAIL" else "next: morphfed demo")
 
 
 def _run_probe() -> dict[str, Any]:

@@ -46,7 +46,8 @@ def run(
 def say(finished: Finished, *, as_json: bool = False, next_step: str | None = None) -> None:
     """Print what a run found and where it is; every number comes from its results.json."""
     from morphfed.core.files import read_json
-    from morphfed.reporting.summary import plain_summary
+    from morphfed.reporting.results import Results
+    from morphfed.reporting.summary import summarise
 
     results: dict[str, Any] = read_json(finished.results)
     if as_json:
@@ -59,8 +60,10 @@ def say(finished: Finished, *, as_json: bool = False, next_step: str | None = No
         }
         sys.stdout.write(jsonlib.dumps(outcome, indent=2, ensure_ascii=False) + "\n")
         return
-    for sentence in plain_summary(results):
-        sys.stdout.write(f"{sentence}\n")
+    summary = summarise(Results(results))
+    sys.stdout.write(f"{summary.headline}\n")
+    for finding in summary.findings:
+        sys.stdout.write(f"- {finding.topic}: {finding.text}\n")
     for name, why in finished.failed.items():
         sys.stdout.write(f"failed: {name}: {why}\n")
     sys.stdout.write(f"\nreport:  {finished.report}\nresults: {finished.results}\n")

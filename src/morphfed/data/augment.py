@@ -31,9 +31,7 @@ class AugmentConfig(Config):
     shift: float = Field(0.05, ge=0, le=0.5, description="translation, uniform in ± this share of the side")
     stain: float = Field(0.2, ge=0, le=2, description="sd of the log of each stain's strength")
     stain_mix: float = Field(0.05, ge=0, le=1, description="sd of the mixing between the density channels")
-    background: float = Field(
-        0.05, ge=0, le=1, description="sd of an offset of the optical density, per channel"
-    )
+    background: float = Field(0.05, ge=0, le=1, description="sd of an offset of the optical density, per channel")
     hue: float = Field(0.03, ge=0, le=0.5, description="hue rotation, uniform in ± this share of the circle")
     saturation: float = Field(0.15, ge=0, le=1, description="uniform in 1 ± this")
     brightness: float = Field(0.10, ge=0, le=1, description="uniform in 1 ± this")
@@ -88,9 +86,7 @@ class Augment:
             mirror = 1.0 - 2.0 * torch.randint(0, 2, (n, 2), generator=g)
         zoom = torch.exp(_uniform(n, math.log1p(c.scale), g))
         cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-        matrix = (
-            torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1) * mirror[:, None, :]
-        )
+        matrix = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1) * mirror[:, None, :]
         offset = (torch.rand(n, 2, 1, generator=g) * 2 - 1) * (2 * c.shift)
         return torch.cat([matrix, offset], dim=2)
 
@@ -134,9 +130,7 @@ def move(images: Tensor, matrices: Tensor) -> Tensor:
         matrices: ``(N, 2, 3)``.
     """
     n, channels, height, width = images.shape
-    grid = F.affine_grid(
-        matrices.to(images.device, images.dtype), [n, channels, height, width], align_corners=False
-    )
+    grid = F.affine_grid(matrices.to(images.device, images.dtype), [n, channels, height, width], align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 

@@ -177,9 +177,7 @@ class ImageStore:
         content = pixels.tobytes()
         name = f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}"
         write_bytes(self.folder / f"{name}.u8", content)
-        write_json(
-            self.folder / f"{name}.json", {"keys": keys, "crc32": zlib.crc32(content), "size": self.size}
-        )
+        write_json(self.folder / f"{name}.json", {"keys": keys, "crc32": zlib.crc32(content), "size": self.size})
 
     def _load(self, *, verify: bool) -> int:
         """Map all committed segments; return how many pictures were dropped because they are damaged."""
@@ -205,9 +203,7 @@ class ImageStore:
             keys = list(entry["keys"])
             shape = (len(keys), self.size, self.size, 3)
             pixels = np.memmap(data, dtype=np.uint8, mode="r", shape=shape)
-            sound = data.stat().st_size == pixels.nbytes and (
-                not verify or zlib.crc32(pixels.data) == entry["crc32"]
-            )
+            sound = data.stat().st_size == pixels.nbytes and (not verify or zlib.crc32(pixels.data) == entry["crc32"])
         except (StorageError, OSError, ValueError, KeyError, TypeError):
             sound = False
         if sound:

@@ -89,9 +89,7 @@ def read_bytes(path: Path | str) -> bytes:
     try:
         content = path.read_bytes()
     except FileNotFoundError as cause:
-        raise DataError(
-            f"{path} does not exist; an image file was expected.", fix="correct the path."
-        ) from cause
+        raise DataError(f"{path} does not exist; an image file was expected.", fix="correct the path.") from cause
     except OSError as cause:
         raise DataError(f"{path} cannot be read: {cause.strerror}.", fix="check its permissions.") from cause
     if not content:
@@ -132,9 +130,7 @@ def probe_bytes(content: bytes, path: Path | str) -> ImageFacts:
     image = _open(content, path)
     orientation, bits = _orientation(image), _bits(image)
     width, height = image.size if orientation < 5 else image.size[::-1]
-    return ImageFacts(
-        width, height, image.mode, str(image.format), bits, _conversion(image, orientation, bits)
-    )
+    return ImageFacts(width, height, image.mode, str(image.format), bits, _conversion(image, orientation, bits))
 
 
 def _conversion(image: Image.Image, orientation: int, bits: int) -> str | None:

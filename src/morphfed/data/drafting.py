@@ -75,13 +75,9 @@ def draft(
         ConfigError: an unknown source or option, or a pattern that is none.
     """
     if not re.fullmatch(SITE_NAME, site):
-        raise DataError(
-            f"'{site}' is not a site's name.", fix=f"use {SITE_NAME}, for example '{site_name(site)}'."
-        )
+        raise DataError(f"'{site}' is not a site's name.", fix=f"use {SITE_NAME}, for example '{site_name(site)}'.")
     if um_per_px is not None and not 0 < um_per_px < float("inf"):
-        raise DataError(
-            f"Site '{site}': um_per_px = {um_per_px} is not a positive size.", fix="give µm per pixel."
-        )
+        raise DataError(f"Site '{site}': um_per_px = {um_per_px} is not a positive size.", fix="give µm per pixel.")
     given = {key: str(value) for key, value in (options or {}).items()}
     found = Folder.scan(folder)
     if not found.images and not found.tables:
@@ -170,19 +166,14 @@ def _with_patients(records: Sequence[Record], root: Path, pattern: str) -> list[
     try:
         search = re.compile(pattern)
     except re.error as cause:
-        raise ConfigError(
-            f"patient_pattern = '{pattern}': {cause}.", fix="correct the regular expression."
-        ) from cause
+        raise ConfigError(f"patient_pattern = '{pattern}': {cause}.", fix="correct the regular expression.") from cause
     if search.groups != 1:
         raise ConfigError(
             f"patient_pattern = '{pattern}' has {search.groups} groups.",
             fix="put ( ) around the patient id, once.",
         )
     matches = [search.search(Path(os.path.relpath(r.path, root)).as_posix()) for r in records]
-    return [
-        replace(r, patient=m[1]) if m and r.patient is None else r
-        for r, m in zip(records, matches, strict=True)
-    ]
+    return [replace(r, patient=m[1]) if m and r.patient is None else r for r, m in zip(records, matches, strict=True)]
 
 
 def _table(adapter: Source, records: Sequence[Record], given: Mapping[str, str]) -> str:
@@ -190,11 +181,7 @@ def _table(adapter: Source, records: Sequence[Record], given: Mapping[str, str])
     ontology = load_ontology()
     if "labels" in given:
         return given["labels"]
-    return (
-        adapter.name
-        if adapter.name in ontology.tables
-        else ontology.table_for(r.source_label for r in records)
-    )
+    return adapter.name if adapter.name in ontology.tables else ontology.table_for(r.source_label for r in records)
 
 
 def _table_note(adapter: Source, table: str, given: Mapping[str, str]) -> list[str]:
@@ -204,9 +191,7 @@ def _table_note(adapter: Source, table: str, given: Mapping[str, str]) -> list[s
     return [f"labels read as those of {table} ({load_ontology().tables[table].title}), {why}"]
 
 
-def _frame(
-    records: Sequence[Record], root: Path, site: str, source: str, table: str, report: Reporter
-) -> pd.DataFrame:
+def _frame(records: Sequence[Record], root: Path, site: str, source: str, table: str, report: Reporter) -> pd.DataFrame:
     import pandas as pd
 
     ontology = load_ontology()
@@ -225,11 +210,7 @@ def _frame(
         )
         for r, (width, height, digest) in zip(records, measured, strict=True)
     ]
-    return (
-        pd.DataFrame(rows, columns=list(COLUMNS))
-        .sort_values("path", ignore_index=True)
-        .astype({"label": object})
-    )
+    return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("path", ignore_index=True).astype({"label": object})
 
 
 def _file_facts(path: Path) -> tuple[int | None, int | None, str | None]:
@@ -266,8 +247,7 @@ def _scale(frame: pd.DataFrame, table: str, given: float | None) -> tuple[float 
             f"but only {fitting} of {len(frame)} images have that size"
         ]
     return about.um_per_px, [
-        f"um_per_px {about.um_per_px:.4f} from the source "
-        f"({fitting} of {len(frame)} images are {width}×{height})"
+        f"um_per_px {about.um_per_px:.4f} from the source ({fitting} of {len(frame)} images are {width}×{height})"
     ]
 
 
@@ -283,9 +263,7 @@ def _facts(manifest: Manifest) -> list[str]:
         said.append(f"patient ids for {len(patients)} of {n} images ({patients.nunique()} patients){rest}")
     official = Counter(frame["split"].dropna())
     if official:
-        counts = ", ".join(
-            f"{name} {official[name]}" for name in ("train", "validation", "test") if official[name]
-        )
+        counts = ", ".join(f"{name} {official[name]}" for name in ("train", "validation", "test") if official[name])
         said.append(f"the source's own split is kept: {counts}")
     unreadable = int(frame["width"].isna().sum())
     if unreadable:

@@ -165,9 +165,7 @@ def empty_manifest(root: Path) -> Manifest:
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in {".csv", ".parquet"}:
-        raise DataError(
-            f"{path}: a manifest is a .parquet or .csv file, not '{suffix}'.", fix="rename or convert it."
-        )
+        raise DataError(f"{path}: a manifest is a .parquet or .csv file, not '{suffix}'.", fix="rename or convert it.")
     return suffix
 
 
@@ -263,23 +261,15 @@ def _schema() -> Any:
         return pa.Check(test, element_wise=True, error=expected)
 
     filled = each(lambda v: isinstance(v, str) and bool(v.strip()), "a text that is not empty")
-    size = each(
-        lambda v: _is_number(v) and v >= 1 and float(v).is_integer(), "a whole number of pixels, at least 1"
-    )
+    size = each(lambda v: _is_number(v) and v >= 1 and float(v).is_integer(), "a whole number of pixels, at least 1")
     columns = {name: pa.Column(None, [filled], nullable=True) for name in TEXT}
     columns["path"] = pa.Column(None, [filled], unique=True)
     columns["site"] = pa.Column(None, [_matches(SITE_NAME, f"a lower-case name of the form {SITE_NAME}")])
     columns["source_label"] = pa.Column(None, [filled])
     columns["source"] = pa.Column(None, [filled])
-    columns["split"] = pa.Column(
-        None, [each(SPLITS.__contains__, f"{', '.join(SPLITS)} or nothing")], nullable=True
-    )
-    columns["sha256"] = pa.Column(
-        None, [_matches("[0-9a-f]{64}", "64 hexadecimal digits or nothing")], nullable=True
-    )
-    scale = each(
-        lambda v: _is_number(v) and 0 < v < float("inf"), "a positive number (µm per pixel) or nothing"
-    )
+    columns["split"] = pa.Column(None, [each(SPLITS.__contains__, f"{', '.join(SPLITS)} or nothing")], nullable=True)
+    columns["sha256"] = pa.Column(None, [_matches("[0-9a-f]{64}", "64 hexadecimal digits or nothing")], nullable=True)
+    scale = each(lambda v: _is_number(v) and 0 < v < float("inf"), "a positive number (µm per pixel) or nothing")
     columns["um_per_px"] = pa.Column(None, [scale], nullable=True)
     for name in INTEGERS:
         columns[name] = pa.Column(None, [size], nullable=True)
@@ -292,9 +282,7 @@ def _matches(pattern: str, expected: str) -> Any:
     import pandera.pandas as pa
 
     whole = re.compile(pattern)
-    return pa.Check(
-        lambda v: isinstance(v, str) and whole.fullmatch(v) is not None, element_wise=True, error=expected
-    )
+    return pa.Check(lambda v: isinstance(v, str) and whole.fullmatch(v) is not None, element_wise=True, error=expected)
 
 
 def _is_number(value: object) -> bool:

@@ -132,9 +132,7 @@ class Ontology:
         if twice:
             raise ConfigError(f"classes lists {', '.join(twice)} twice.", fix="name every class once.")
         if len(classes) < 2:
-            raise ConfigError(
-                f"classes has {len(classes)} entry; a study tells two or more apart.", fix="add one."
-            )
+            raise ConfigError(f"classes has {len(classes)} entry; a study tells two or more apart.", fix="add one.")
         for name in classes:
             above = [a for a in self.ancestors(name) if a in classes]
             if above:
@@ -173,9 +171,7 @@ def fold(label: str) -> str:
         True
     """
     words = re.split(r"[\W_]+", label.casefold())
-    return " ".join(
-        w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words if w
-    )
+    return " ".join(w[:-1] if len(w) > 3 and w.endswith("s") and not w.endswith("ss") else w for w in words if w)
 
 
 @cache

@@ -82,9 +82,7 @@ def nucleus_diameter(image: NDArray[np.uint8]) -> float | None:
     return float(np.sqrt(4.0 * area / np.pi)) if area else None
 
 
-def estimate_scale(
-    files: Sequence[Path], *, decode: Callable[[Path], NDArray[np.uint8]], seed: int = 0
-) -> SiteScale:
+def estimate_scale(files: Sequence[Path], *, decode: Callable[[Path], NDArray[np.uint8]], seed: int = 0) -> SiteScale:
     """Estimate µm per pixel of a site from at most ``MAX_SAMPLE`` of its images.
 
     Returns:

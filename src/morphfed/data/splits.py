@@ -89,9 +89,7 @@ def assign_splits(
 def _shares(fractions: Mapping[str, float]) -> NDArray[np.float64]:
     for name, share in fractions.items():
         if name not in SPLITS:
-            raise ConfigError(
-                f"'{name}' is not a split.{did_you_mean(name, SPLITS)}", fix=f"use {', '.join(SPLITS)}."
-            )
+            raise ConfigError(f"'{name}' is not a split.{did_you_mean(name, SPLITS)}", fix=f"use {', '.join(SPLITS)}.")
         if not 0 <= share <= 1:
             raise ConfigError(f"The share of {name} is {share}.", fix="give shares between 0 and 1.")
     shares = np.array([float(fractions.get(name, 0.0)) for name in SPLITS])
@@ -108,10 +106,7 @@ def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any]) -> _Site:
     hashes, paths = list(frame["sha256"]), list(frame["path"])
     here.sort(key=lambda i: (hashes[i] or "", paths[i]))
     patients, slides = list(frame["patient"]), list(frame["slide"])
-    keys = [
-        [("patient", patients[i])] if patients[i] else [("slide", slides[i])] if slides[i] else []
-        for i in here
-    ]
+    keys = [[("patient", patients[i])] if patients[i] else [("slide", slides[i])] if slides[i] else [] for i in here]
     for key, i in zip(keys, here, strict=True):
         if hashes[i]:
             key.append(("sha256", hashes[i]))

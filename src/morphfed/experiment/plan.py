@@ -97,9 +97,7 @@ def _network(resolved: Resolved, arm: Arm, *, measure: bool) -> dict[str, Any]:
     return found
 
 
-def _unit(
-    unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]
-) -> dict[str, Any]:
+def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]) -> dict[str, Any]:
     counts = [int(sites[s]["train"]) for s in unit.trained_on]
     groups = [sum(counts)] if unit.pooled else counts
     passes = arm.federation.rounds * arm.train.local_epochs

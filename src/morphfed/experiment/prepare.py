@@ -94,9 +94,7 @@ def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tu
             f"Site '{name}': the folder {path} does not exist.",
             fix=f"correct sites.{name}.path or data.root in the study file.",
         )
-    drafted = draft(
-        path, site=name, source=site.source, um_per_px=site.um_per_px, report=report, options=site.options
-    )
+    drafted = draft(path, site=name, source=site.source, um_per_px=site.um_per_px, report=report, options=site.options)
     said = list(drafted.guesses)
     said += [f"{len(paths)} files skipped: {why}" for why, paths in drafted.skipped.items()]
     return drafted.manifest, said
@@ -203,6 +201,8 @@ def _write_prepared(
     run: Path,
     notes: list[str],
 ) -> None:
+    import pandas as pd
+
     frame = manifest.frame
     frame = frame[frame["class"].notna()].reset_index(drop=True)
     index = {name: i for i, name in enumerate(study.classes)}
@@ -212,15 +212,14 @@ def _write_prepared(
     crops = [crop_side(study.data.field_um, None if np.isnan(um) else float(um)) for um in um_per_px]
     hashes = _column(frame, "sha256")
     files = [manifest.file(p) for p in frame["path"]]
-    keys = [
-        None if h is None else store.key(Picture(f, h, c))
-        for f, h, c in zip(files, hashes, crops, strict=True)
-    ]
+    keys = [None if h is None else store.key(Picture(f, h, c)) for f, h, c in zip(files, hashes, crops, strict=True)]
     ids = _image_ids(frame)
     clusters = [p if p is not None else i for p, i in zip(_column(frame, "patient"), ids, strict=True)]
-    prepared = frame[["path", "site", "split", "sha256", "source_label"]].assign(
-        id=ids, label=[index[name] for name in frame["class"]], cluster=clusters, crop_px=crops, key=keys
-    )
+    prepared = frame[["path", "site", "split", "sha256", "source_label"]].copy()
+    prepared["id"], prepared["cluster"] = ids, clusters
+    prepared["label"] = [index[name] for name in frame["class"]]
+    prepared["crop_px"] = np.array([np.nan if crop is None else crop for crop in crops])
+    prepared["key"] = pd.Series(keys, dtype=object)
     with writing(run / PREPARED) as temporary:
         prepared.to_parquet(temporary, index=False)
     info = {
@@ -269,8 +268,7 @@ def _site_info(
         "cluster_unit": "patient" if known else "image",
         "classes": counts,
         "left_out": [
-            {"source_label": own, "n": n, "why": why}
-            for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
+            {"source_label": own, "n": n, "why": why} for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
         ],
         "um_per_px": scale.um_per_px,
         "scale_from": scale.origin,
@@ -302,9 +300,7 @@ def load_prepared(
 
     saved = read_json(run / DATA)
     if sha256_file(run / PREPARED) != saved["prepared_sha256"]:
-        raise StorageError(
-            f"{run / PREPARED} is damaged.", fix=f"remove {run / DATA}; the data are prepared again."
-        )
+        raise StorageError(f"{run / PREPARED} is damaged.", fix=f"remove {run / DATA}; the data are prepared again.")
     frame = pd.read_parquet(run / PREPARED)
     manifest_root = run
     store = ImageStore(cache, size=study.data.image_size, pad=study.data.pad)
@@ -375,9 +371,7 @@ def _refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study
             raise DataError(f"Held-out site '{site}' has no readable image.", fix="check its folder.")
     counts = np.sum([sets[site]["train"].class_counts for site in study.training_sites], axis=0)
     if np.count_nonzero(counts) < 2:
-        raise ConfigError(
-            "All training images are of one class.", fix="name other classes, or bring other sites."
-        )
+        raise ConfigError("All training images are of one class.", fix="name other classes, or bring other sites.")
 
 
 def _column(frame: pd.DataFrame, name: str) -> Sequence[str | None]:

@@ -81,8 +81,7 @@ class Resolved:
     def with_measured(self, saved: Mapping[str, Any]) -> Resolved:
         """Take the measured choices of the run's first call."""
         arms = {
-            name: _with_precision(arm, saved["arms"][name]["train"]["precision"])
-            for name, arm in self.arms.items()
+            name: _with_precision(arm, saved["arms"][name]["train"]["precision"]) for name, arm in self.arms.items()
         }
         compute = self.study.compute.model_copy(update={"device": saved["compute"]["device"]})
         study = self.study.model_copy(update={"compute": compute})
@@ -108,9 +107,7 @@ def resolve(study: Study, arms: dict[str, Arm], folder: Path) -> Resolved:
     units = len(units_of(study, arms))
     jobs = study.compute.jobs or (min(cores, units) if device == "cpu" else 1)
     # From the cores and the asked jobs only: the number of units left must not change what is computed.
-    threads = study.compute.threads or max(
-        1, cores // (study.compute.jobs or (cores if device == "cpu" else 1))
-    )
+    threads = study.compute.threads or max(1, cores // (study.compute.jobs or (cores if device == "cpu" else 1)))
     compute = study.compute.model_copy(update={"device": device})
     return Resolved(study.model_copy(update={"compute": compute}), arms, jobs, threads, folder)
 
@@ -123,9 +120,7 @@ def _device(wanted: str) -> str:
     try:
         device = torch.device(wanted)
     except RuntimeError as cause:
-        raise ConfigError(
-            f"compute.device = '{wanted}' is no device.", fix="use auto, cpu, cuda or cuda:0."
-        ) from cause
+        raise ConfigError(f"compute.device = '{wanted}' is no device.", fix="use auto, cpu, cuda or cuda:0.") from cause
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"compute.device = '{wanted}': there is no such GPU here.", fix="use auto or cpu.")
     return wanted

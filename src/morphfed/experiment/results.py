@@ -63,9 +63,7 @@ def build_results(
         entry["sites"] = _judge(unit, found, roles, prepared, resolved)
         entries.append(entry)
         predicted.append(
-            UnitPredictions(
-                unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles
-            )
+            UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
         )
     report(Event("evaluate", len(done), len(done), "comparing arms"))
     resamples = study.evaluation.resamples

@@ -191,9 +191,7 @@ def _train(
             )
         )
     jobs = [Job(unit, resolved, run, cache, study_folder, fingerprint(resolved, unit)) for unit in todo]
-    failed = run_jobs(
-        jobs, processes=min(resolved.jobs, max(1, len(jobs))), threads=resolved.threads, report=report
-    )
+    failed = run_jobs(jobs, processes=min(resolved.jobs, max(1, len(jobs))), threads=resolved.threads, report=report)
     for name, why in failed.items():
         report(Event(name, text=f"{name}: {why}", level="warning"))
     return failed
@@ -202,9 +200,7 @@ def _train(
 def _refuse_nothing(units: Sequence[Unit], failed: Mapping[str, str]) -> None:
     if len(failed) == len(units):
         first = next(iter(failed.values()))
-        raise MorphfedError(
-            f"No unit could be trained. The first said: {first}", fix="mend that and run again."
-        )
+        raise MorphfedError(f"No unit could be trained. The first said: {first}", fix="mend that and run again.")
 
 
 def _add_seconds(run: Path, seconds: float) -> None:

@@ -41,16 +41,10 @@ class SplitConfig(Config):
 class DataConfig(Config):
     """How images become tensors."""
 
-    root: str = Field(
-        ".", description="folder that the sites' paths are relative to; relative to the study file"
-    )
+    root: str = Field(".", description="folder that the sites' paths are relative to; relative to the study file")
     image_size: int = Field(96, ge=16, le=1024, description="side of the stored pictures in pixels")
-    field_um: float | None = Field(
-        25.0, gt=0, description="side of the kept square in µm; empty: the whole picture"
-    )
-    estimate_scale: bool = Field(
-        True, description="estimate µm per pixel from the nuclei where it is unknown"
-    )
+    field_um: float | None = Field(25.0, gt=0, description="side of the kept square in µm; empty: the whole picture")
+    estimate_scale: bool = Field(True, description="estimate µm per pixel from the nuclei where it is unknown")
     pad: Literal["edge", "none"] = Field("none", description="where the field is larger than the picture")
     split: SplitConfig = Field(default_factory=SplitConfig, description="shares of the parts")
     min_per_class: int = Field(5, ge=1, description="fewer images of a class at a site are pointed out")
@@ -79,9 +73,7 @@ class Study(Config):
     name: str = Field(description="short name; the run folder is called after it")
     title: str = Field("", description="headline of the report")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training run of every arm each")
-    classes: tuple[str, ...] = Field(
-        min_length=2, description="nodes of the ontology; finer labels are joined"
-    )
+    classes: tuple[str, ...] = Field(min_length=2, description="nodes of the ontology; finer labels are joined")
     held_out: tuple[str, ...] = Field((), description="sites that never train and never select")
     sites: dict[str, SiteConfig] = Field(min_length=1, description="the sites by name")
     data: DataConfig = Field(default_factory=DataConfig)
@@ -195,13 +187,9 @@ def resolve_arm(study: Study, name: str, *, where: str) -> Arm:
     for table in _TABLES:
         changes = own.pop(table, {})
         if not isinstance(changes, Mapping):
-            raise ConfigError(
-                f"{where}: arms.{name}.{table} must be a table.", fix=f"write [arms.{name}.{table}]."
-            )
+            raise ConfigError(f"{where}: arms.{name}.{table} must be a table.", fix=f"write [arms.{name}.{table}].")
         base: Config = getattr(study, table)
-        tables[table] = validate(
-            type(base), _merge(base.model_dump(), changes), where=f"{where}: arms.{name}.{table}"
-        )
+        tables[table] = validate(type(base), _merge(base.model_dump(), changes), where=f"{where}: arms.{name}.{table}")
     known = set(algorithm.config.model_fields) | {"algorithm", *_TABLES}
     for key in own:
         if key not in known:

@@ -92,9 +92,7 @@ def train_unit(
     _save_models(unit, study, arm, backbone, outcome, initial, folder)
     report(Event(unit.key, text="predicting"))
     chosen = (
-        (outcome.best, outcome.best_sites)
-        if study.evaluation.use == "best"
-        else (outcome.last, outcome.last_sites)
+        (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
     )
     found = _predict(unit, study, prepared, trainer, workspace, *chosen)
     write_predictions(folder / "predictions.parquet", found)
@@ -225,9 +223,7 @@ def _load_local(workspace: Workspace, trainer: Trainer, data: ImageSet, state: T
     trainer.restimate_norms(workspace.model, data)
 
 
-def _finish(
-    unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.nn.Module, folder: Path
-) -> None:
+def _finish(unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.nn.Module, folder: Path) -> None:
     progress = outcome.progress
     warnings = list(progress.warnings)
     if arm.model.norm == "local" and unit.moves and study.held_out:
@@ -246,11 +242,7 @@ def _finish(
         "selected": study.evaluation.use,
         "parameters": sum(p.numel() for p in model.parameters()),
         "models": {name: sha256_file(folder / f"{name}.safetensors") for name in ("best", "last")},
-        **{
-            k: v
-            for k, v in asdict(progress).items()
-            if k not in {"round", "best_round", "best_score", "warnings"}
-        },
+        **{k: v for k, v in asdict(progress).items() if k not in {"round", "best_round", "best_score", "warnings"}},
         "warnings": warnings,
     }
     write_json(folder / DONE, entry)

@@ -168,9 +168,7 @@ class RoundLoop:
         if self._moves:
             self._progress.bytes_down += sum(nbytes(tensors) for tensors in downloads.values())
 
-    def _note(
-        self, number: int, seconds: float, accepted: dict[str, Metrics], validation: dict[str, Metrics]
-    ) -> None:
+    def _note(self, number: int, seconds: float, accepted: dict[str, Metrics], validation: dict[str, Metrics]) -> None:
         sites: dict[str, dict[str, Any]] = {
             site: {"loss": m.get("loss"), "steps": int(m.get("steps", 0))} for site, m in accepted.items()
         }

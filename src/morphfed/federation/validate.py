@@ -26,9 +26,7 @@ def check_upload(upload: Upload, *, site: str, round_number: int, specs: Mapping
         UploadRejectedError: names the site and the first thing that is wrong.
     """
     if upload.site != site or upload.round != round_number:
-        raise _rejected(
-            site, f"it answers round {upload.round} of '{upload.site}', expected round {round_number}"
-        )
+        raise _rejected(site, f"it answers round {upload.round} of '{upload.site}', expected round {round_number}")
     missing = [n for n in specs if n not in upload.tensors]
     unknown = [n for n in upload.tensors if n not in specs]
     if missing or unknown:
@@ -36,9 +34,7 @@ def check_upload(upload: Upload, *, site: str, round_number: int, specs: Mapping
     for name, spec in specs.items():
         found = Spec.of(upload.tensors[name])
         if found != spec:
-            raise _rejected(
-                site, f"'{name}' has {found.dtype} {found.shape}, expected {spec.dtype} {spec.shape}"
-            )
+            raise _rejected(site, f"'{name}' has {found.dtype} {found.shape}, expected {spec.dtype} {spec.shape}")
     if not (math.isfinite(upload.weight) and upload.weight > 0):
         raise _rejected(site, f"its weight is {upload.weight}, expected a positive number of images")
     bad = first_not_finite(upload.tensors)

@@ -24,15 +24,9 @@ class ModelConfig(Config):
     """Which network, and from which weights it starts."""
 
     name: str = Field("resnet34", description="a timm model, or torchvision/NAME")
-    weights: str = Field(
-        "none", description="'pretrained' (from the hub's cache), 'none', or a .safetensors file"
-    )
-    norm: Norm = Field(
-        "batch", description="batch: as is; group: batch norms become group norms; local: stay at sites"
-    )
-    dropout: float | None = Field(
-        None, ge=0, lt=1, description="before the classifier; empty: the network's default"
-    )
+    weights: str = Field("none", description="'pretrained' (from the hub's cache), 'none', or a .safetensors file")
+    norm: Norm = Field("batch", description="batch: as is; group: batch norms become group norms; local: stay at sites")
+    dropout: float | None = Field(None, ge=0, lt=1, description="before the classifier; empty: the network's default")
 
 
 @dataclass(frozen=True)
@@ -53,9 +47,7 @@ class Backbone:
     fresh: tuple[str, ...]
 
 
-def build(
-    config: ModelConfig, *, classes: int, image_size: int, seed: int, folder: Path | None = None
-) -> Backbone:
+def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, folder: Path | None = None) -> Backbone:
     """Build a network and fill it with weights.
 
     Args:

@@ -55,8 +55,6 @@ def _group_norm(layer: nn.BatchNorm2d, groups: int) -> nn.Module:
         with torch.no_grad():
             norm.weight.copy_(layer.weight)
             norm.bias.copy_(layer.bias)
-    extra = [
-        getattr(layer, part) for part in ("drop", "act") if isinstance(getattr(layer, part, None), nn.Module)
-    ]
+    extra = [getattr(layer, part) for part in ("drop", "act") if isinstance(getattr(layer, part, None), nn.Module)]
     extra = [module for module in extra if not isinstance(module, nn.Identity)]
     return nn.Sequential(norm, *extra) if extra else norm

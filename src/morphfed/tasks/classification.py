@@ -44,7 +44,10 @@ def make_loss(config: LossConfig, class_counts: Tensor) -> Loss:
     if config.kind == "class_balanced":
         weights = class_balanced_weights(counts, beta=config.beta)
         return lambda logits, labels: F.cross_entropy(
-            logits, labels, weight=weights.to(logits.device, logits.dtype), label_smoothing=config.label_smoothing
+            logits,
+            labels,
+            weight=weights.to(logits.device, logits.dtype),
+            label_smoothing=config.label_smoothing,
         )
     if config.kind == "logit_adjusted":
         shift = logit_shift(counts, tau=config.tau)

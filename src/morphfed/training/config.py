@@ -14,13 +14,9 @@ from morphfed.tasks.classification import LossConfig
 class TrainConfig(Config):
     """One site's training, the same for every arm unless an arm overrides it."""
 
-    optimizer: Literal["adamw", "sgd"] = Field(
-        "adamw", description="adamw or sgd (Nesterov where momentum > 0)"
-    )
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw or sgd (Nesterov where momentum > 0)")
     lr: float = Field(3e-4, gt=0, description="peak learning rate")
-    weight_decay: float = Field(
-        1e-4, ge=0, description="decoupled in adamw, L2 in sgd; not on biases and norms"
-    )
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled in adamw, L2 in sgd; not on biases and norms")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="over the whole run, not per round")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the run in which the rate rises linearly")
@@ -32,11 +28,7 @@ class TrainConfig(Config):
         "auto",
         description="between rounds; auto: kept where one site trains alone, reset where models are averaged",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 where it is measured faster"
-    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where it is measured faster")
     channels_last: bool = Field(True, description="memory layout of convolutions; faster on CPUs and GPUs")
     loss: LossConfig = Field(default_factory=LossConfig, description="what is minimised")
-    augment: AugmentConfig = Field(
-        default_factory=AugmentConfig, description="perturbation of training images"
-    )
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="perturbation of training images")

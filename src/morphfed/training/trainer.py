@@ -122,9 +122,7 @@ class Trainer:
         self._check(loss_sum, site, round_number, step, final=True)
         return FitReport(mean_loss, config.local_epochs * batches, images_seen)
 
-    def _check(
-        self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False
-    ) -> None:
+    def _check(self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False) -> None:
         # Reading a GPU tensor waits for the device, so there it is read once, at the end.
         if (final or self.device.type == "cpu") and not bool(torch.isfinite(loss_sum)):
             raise TrainingError(

@@ -51,8 +51,7 @@ def check(
     frame["readable"] = [m.problem is None for m in measured]
     frame["digest"] = [m.sha256 for m in measured]
     frame["class"] = [
-        label if label is None or chosen is None else ontology.to_class(label, chosen)
-        for label in frame["label"]
+        label if label is None or chosen is None else ontology.to_class(label, chosen) for label in frame["label"]
     ]
     expected = sorted(set(manifest.sites) | set(sites or ()))
     context = Context(frame, measured, chosen, expected, min_per_class, ontology)

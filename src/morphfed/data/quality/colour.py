@@ -53,9 +53,7 @@ def colour_figure(report: CheckReport, path: Path) -> Path:
 
     path = Path(path)
     if path.suffix.lower() not in {".png", ".svg", ".pdf"}:
-        raise DataError(
-            f"{path}: a figure is a .png, .svg or .pdf file.", fix="choose one of these suffixes."
-        )
+        raise DataError(f"{path}: a figure is a .png, .svg or .pdf file.", fix="choose one of these suffixes.")
     if not report.colour:
         raise DataError("No site has a readable image to draw colours of.", fix="mend the findings first.")
     rows = len(report.colour)
@@ -83,9 +81,7 @@ def _draw_channels(axes: Any, colours: dict[str, SiteColour]) -> None:
     for channel, (name, colour, marker) in enumerate(_CHANNELS):
         mean = [255 * one.mean[channel] for one in colours.values()]
         spread = [255 * one.between[channel] for one in colours.values()]
-        axes.errorbar(
-            mean, places + 0.16 * (channel - 1), xerr=spread, fmt=marker, color=colour, label=name, capsize=3
-        )
+        axes.errorbar(mean, places + 0.16 * (channel - 1), xerr=spread, fmt=marker, color=colour, label=name, capsize=3)
     axes.set_yticks(places, list(colours))
     axes.set_ylim(len(colours) - 0.5, -0.5)
     axes.set_xlabel("mean ± spread between images (0–255)")

@@ -42,11 +42,7 @@ _WAYS: tuple[tuple[str, str, Level, Level], ...] = (
 def exact_duplicates(context: Context) -> Iterator[Finding]:
     """Files of the same bytes."""
     frame = context.frame
-    groups = [
-        list(rows)
-        for rows in frame[frame["digest"].notna()].groupby("digest").groups.values()
-        if len(rows) > 1
-    ]
+    groups = [list(rows) for rows in frame[frame["digest"].notna()].groupby("digest").groups.values() if len(rows) > 1]
     yield from _findings(context, "duplicate", "the same file", groups)
 
 
@@ -100,9 +96,7 @@ def _near_pairs(signs: NDArray[np.float32]) -> tuple[NDArray[np.intp], NDArray[n
     return i, j, distance
 
 
-def _crowd_distance(
-    signs: NDArray[np.float32], i: NDArray[np.intp], j: NDArray[np.intp]
-) -> NDArray[np.float32]:
+def _crowd_distance(signs: NDArray[np.float32], i: NDArray[np.intp], j: NDArray[np.intp]) -> NDArray[np.float32]:
     """For each pair, how far the tenth nearest picture is from the one of the two that has it nearer."""
     width = signs.shape[1]
     crowd = np.full(len(signs), width, np.float32)  # in a set of a few pictures nothing is a crowd
@@ -110,9 +104,7 @@ def _crowd_distance(
         rows = np.union1d(i, j)
         for start in range(0, len(rows), _ROWS):
             part = rows[start : start + _ROWS]
-            crowd[part] = np.partition(_hamming(signs[part], signs), _CROWD, axis=1)[
-                :, _CROWD
-            ]  # 0th is itself
+            crowd[part] = np.partition(_hamming(signs[part], signs), _CROWD, axis=1)[:, _CROWD]  # 0th is itself
     return np.asarray(np.minimum(crowd[i], crowd[j]), np.float32)
 
 

@@ -10,9 +10,7 @@ import pandas as pd
 from morphfed.data.quality.context import Context, tally
 from morphfed.data.quality.findings import Finding, examples
 
-_MAIN_SIZE = (
-    0.6  # share of a site's images above which one size is "the" size and the rest another acquisition
-)
+_MAIN_SIZE = 0.6  # share of a site's images above which one size is "the" size and the rest another acquisition
 _FEW_SIZES = 4  # other sizes a second camera may bring; more are crops around cells
 _ODD_FACTOR = 2.0
 
@@ -60,9 +58,7 @@ def changed_files(context: Context) -> Iterator[Finding]:
 def conversions(context: Context) -> Iterator[Finding]:
     """Images that are not plain 8-bit RGB, and what decoding does to them."""
     for site, rows, measured in context.readable():
-        done = pd.Series(
-            [m.facts.converted if m.facts else None for m in measured], index=rows.index, dtype=object
-        )
+        done = pd.Series([m.facts.converted if m.facts else None for m in measured], index=rows.index, dtype=object)
         kinds = done.dropna()
         if len(kinds):
             mixed = len(kinds) < len(rows) or kinds.nunique() > 1
@@ -77,9 +73,7 @@ def conversions(context: Context) -> Iterator[Finding]:
 def mixed_sizes(context: Context) -> Iterator[Finding]:
     """Sizes that vary inside a site: crops do, a camera does not."""
     for site, rows, measured in context.readable():
-        sizes = pd.Series(
-            [f"{m.facts.width}×{m.facts.height}" for m in measured if m.facts], index=rows.index
-        )
+        sizes = pd.Series([f"{m.facts.width}×{m.facts.height}" for m in measured if m.facts], index=rows.index)
         if sizes.nunique() < 2:
             continue
         main = sizes.value_counts().index[0]
@@ -111,10 +105,7 @@ def odd_sizes(context: Context) -> Iterator[Finding]:
         shape = sides.max(axis=1) / sides.min(axis=1)
         odd = (ratio < 1 / _ODD_FACTOR) | (ratio > _ODD_FACTOR) | (shape > _ODD_FACTOR)
         if odd.any():
-            found = [
-                f"{path} ({int(w)}×{int(h)})"
-                for path, (w, h) in zip(rows["path"][odd], sides[odd], strict=True)
-            ]
+            found = [f"{path} ({int(w)}×{int(h)})" for path, (w, h) in zip(rows["path"][odd], sides[odd], strict=True)]
             yield Finding(
                 "odd-size", "warning", site, int(odd.sum()),
                 f"{odd.sum()} images are below half or above twice the site's usual size, or longer than 2:1",

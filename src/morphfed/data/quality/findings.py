@@ -102,10 +102,7 @@ class CheckReport:
         colour = {
             site: {
                 "n": one.n,
-                **{
-                    name: np.round(getattr(one, name), 4).tolist()
-                    for name in ("mean", "sd", "between", "palette")
-                },
+                **{name: np.round(getattr(one, name), 4).tolist() for name in ("mean", "sd", "between", "palette")},
             }
             for site, one in self.colour.items()
         }

@@ -62,9 +62,7 @@ def _flagged(manager: Any, issue: str, looks: pd.DataFrame) -> Any:
     rule, limits = manager.image_properties[issue], dict(manager.params[issue])
     threshold = limits.get("threshold")
     scores = rule.get_scores(raw_scores=looks[rule.score_columns], issue_type=issue, **limits)
-    return rule.mark_issue(scores=scores, issue_type=issue, threshold=threshold)[
-        f"is_{issue}_issue"
-    ].to_numpy(bool)
+    return rule.mark_issue(scores=scores, issue_type=issue, threshold=threshold)[f"is_{issue}_issue"].to_numpy(bool)
 
 
 def colourless_images(context: Context) -> Iterator[Finding]:

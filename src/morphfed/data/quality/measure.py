@@ -23,9 +23,7 @@ PALETTE = 5
 
 _LOOK_SIDE = 128  # looks are measured on a picture reduced to about this size: the measures are coarse anyway
 _FOCUS_SIDE = 512  # cameras oversample: a larger picture holds no finer detail worth judging
-_HASH_SIDE = (
-    16  # 256 bits; 64 bits give false pairs, for all single-cell pictures are a blob on a plain ground
-)
+_HASH_SIDE = 16  # 256 bits; 64 bits give false pairs, for all single-cell pictures are a blob on a plain ground
 
 
 @dataclass(frozen=True)

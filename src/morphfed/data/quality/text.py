@@ -37,9 +37,7 @@ def render_text(report: CheckReport, *, width: int = 110, colour: bool = False) 
             told.append(f"\n  · … of {finding.count}", style="dim")
         told.append(f"\nfix: {finding.fix}", style="italic")
         table.add_row(Text(mark, style=style), finding.site or "between sites", told)
-    console = Console(
-        width=width, force_terminal=colour, no_color=not colour, highlight=False, legacy_windows=False
-    )
+    console = Console(width=width, force_terminal=colour, no_color=not colour, highlight=False, legacy_windows=False)
     with console.capture() as capture:
         if report.findings:
             console.print(table)

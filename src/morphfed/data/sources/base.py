@@ -116,9 +116,7 @@ class Folder:
                 tables.append(file)
             else:
                 skipped.append(Skipped(file, f"not an image ({suffix or 'no suffix'})"))
-        return cls(
-            path, tuple(sorted(images)), tuple(sorted(tables)), tuple(sorted(skipped, key=lambda s: s.path))
-        )
+        return cls(path, tuple(sorted(images)), tuple(sorted(tables)), tuple(sorted(skipped, key=lambda s: s.path)))
 
     def parts(self, image: Path) -> tuple[str, ...]:
         """Names of the folders between this one and the image, outermost first."""
@@ -157,9 +155,7 @@ class Source(ABC):
         """
 
 
-SOURCES: Registry[type[Source]] = Registry(
-    "source", package="morphfed.data.sources", group="morphfed.sources"
-)
+SOURCES: Registry[type[Source]] = Registry("source", package="morphfed.data.sources", group="morphfed.sources")
 
 
 def split_of(text: str) -> str | None:

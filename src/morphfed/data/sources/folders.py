@@ -26,9 +26,7 @@ class Folders(Source):
         if not labels:
             return 0.0
         known = known_labels(folder)
-        mapped = sum(class_folder(folder.parts(i), known) in known for i in folder.images) / len(
-            folder.images
-        )
+        mapped = sum(class_folder(folder.parts(i), known) in known for i in folder.images) / len(folder.images)
         if mapped == 0 and len(set(labels)) < 2:
             return 0.0  # one folder with a name that says nothing: "images", "Original_Images"
         return 0.3 + 0.4 * mapped

@@ -62,9 +62,7 @@ class _Table:
         exact = [self._exact(path, known) for path in written]
         # A file that another row names by its path is not this row's, however alike the names are.
         taken = {file for file in exact if file is not None}
-        return [
-            file or self._by_name(path, by_name, taken) for file, path in zip(exact, written, strict=True)
-        ]
+        return [file or self._by_name(path, by_name, taken) for file, path in zip(exact, written, strict=True)]
 
     def _exact(self, written: Path, known: set[Path]) -> Path | None:
         return next((b / written for b in (self.path.parent, self.folder.path) if b / written in known), None)
@@ -134,9 +132,7 @@ def _rows(table: _Table) -> Iterator[Record | Skipped | Note]:
     if nameless:
         yield Note(f"{name} has {nameless} rows that name no file; they are left out")
     if absent:
-        yield Note(
-            f"{name} lists {absent} files that are not there; their rows are kept, without size and hash"
-        )
+        yield Note(f"{name} lists {absent} files that are not there; their rows are kept, without size and hash")
 
 
 def _scale(text: str, name: str, row: int) -> float | None:
@@ -187,9 +183,7 @@ def _chosen(folder: Folder, options: Mapping[str, str]) -> _Table:
     best = [t for t in ranked if (_found(t), len(t.role)) == (_found(ranked[0]), len(ranked[0].role))]
     if len(best) > 1:
         names = ", ".join(t.path.relative_to(folder.path).as_posix() for t in best)
-        raise DataError(
-            f"{folder.path} has several tables: {names}.", fix="choose with the option table=FILE."
-        )
+        raise DataError(f"{folder.path} has several tables: {names}.", fix="choose with the option table=FILE.")
     return best[0]
 
 

@@ -43,15 +43,11 @@ def lymphocyte(canvas: Canvas, centre: Point) -> float:
     """Round dense nucleus that nearly fills a small cell, a thin rim of clear blue; 8–11 µm."""
     rng = canvas.rng
     radius = rng.uniform(8.0, 10.8) / 2
-    body = canvas.blob(centre, radius, roughness=0.06, aspect=rng.uniform(0.85, 1.15)) + 0.10 * canvas.noise(
-        0.5
-    )
+    body = canvas.blob(centre, radius, roughness=0.06, aspect=rng.uniform(0.85, 1.15)) + 0.10 * canvas.noise(0.5)
     rim = 1 + 0.5 * np.exp(-((body / 0.5) ** 2))
     canvas.replace(canvas.soft(body, 0.3), blue=0.62 * rim * (1 + 0.10 * canvas.noise(0.4)), eosin=0.05)
     fill = rng.uniform(0.80, 0.93)
-    inner = canvas.blob(
-        _near(rng, centre, 0.06 * radius), fill * radius, roughness=0.03, aspect=rng.uniform(0.9, 1.1)
-    )
+    inner = canvas.blob(_near(rng, centre, 0.06 * radius), fill * radius, roughness=0.03, aspect=rng.uniform(0.9, 1.1))
     if rng.random() < 0.3:
         inner = _indent(canvas, inner, centre, fill * radius, depth=0.15)
     _nucleus(canvas, inner, within=body, density=0.95, clumping=0.27, grain=0.6)
@@ -62,9 +58,7 @@ def monocyte(canvas: Canvas, centre: Point) -> float:
     """Large; kidney-shaped or folded lacy nucleus, grey-blue ground-glass cytoplasm, vacuoles; 15–19 µm."""
     rng = canvas.rng
     radius = rng.uniform(15.0, 18.6) / 2
-    body = canvas.blob(centre, radius, roughness=0.075, aspect=rng.uniform(0.85, 1.15)) + 0.18 * canvas.noise(
-        0.9
-    )
+    body = canvas.blob(centre, radius, roughness=0.075, aspect=rng.uniform(0.85, 1.15)) + 0.18 * canvas.noise(0.9)
     cover = canvas.soft(body, 0.35)
     glass = 1 + 0.16 * canvas.noise(0.28) + 0.10 * canvas.noise(1.0)
     canvas.replace(cover, blue=0.52 * glass, eosin=0.13 * glass)
@@ -92,9 +86,7 @@ def eosinophil(canvas: Canvas, centre: Point) -> float:
     lobes = int(rng.choice([2, 3], p=[0.85, 0.15]))
     size = (2.75 if lobes == 2 else 2.25) * radius / 6.8
     shift = _near(rng, centre, 0.22 * radius)
-    _nucleus(
-        canvas, _lobed(canvas, shift, lobes, size, 0.42 * radius), within=body, density=0.92, clumping=0.3
-    )
+    _nucleus(canvas, _lobed(canvas, shift, lobes, size, 0.42 * radius), within=body, density=0.92, clumping=0.3)
     return radius
 
 
@@ -102,9 +94,7 @@ def basophil(canvas: Canvas, centre: Point) -> float:
     """Coarse purple-black granules over all of the cell, hiding a pale lobed nucleus; 11–13.5 µm."""
     rng = canvas.rng
     radius = rng.uniform(11.0, 13.5) / 2
-    body = canvas.blob(centre, radius, roughness=0.06, aspect=rng.uniform(0.85, 1.15)) + 0.10 * canvas.noise(
-        0.5
-    )
+    body = canvas.blob(centre, radius, roughness=0.06, aspect=rng.uniform(0.85, 1.15)) + 0.10 * canvas.noise(0.5)
     cover = canvas.soft(body, 0.3)
     canvas.replace(cover, eosin=0.22, blue=0.22, azure=0.12)
     lobes = int(rng.choice([2, 3]))
@@ -134,9 +124,7 @@ def erythroblast(canvas: Canvas, centre: Point) -> float:
     body = canvas.blob(centre, radius, roughness=0.03, aspect=rng.uniform(0.9, 1.1))
     ripe = rng.uniform(0.0, 1.0)
     cloud = 1 + 0.08 * canvas.noise(0.6)
-    canvas.replace(
-        canvas.soft(body, 0.3), blue=(0.75 - 0.45 * ripe) * cloud, eosin=(0.12 + 0.25 * ripe) * cloud
-    )
+    canvas.replace(canvas.soft(body, 0.3), blue=(0.75 - 0.45 * ripe) * cloud, eosin=(0.12 + 0.25 * ripe) * cloud)
     inner = canvas.blob(_near(rng, centre, 0.15 * radius), rng.uniform(0.52, 0.66) * radius, roughness=0.02)
     _nucleus(canvas, inner, within=body, density=1.2, clumping=0.42, grain=0.5)
     return radius
@@ -218,9 +206,7 @@ def _indent(canvas: Canvas, distance: Plane, centre: Point, radius: float, *, de
     """Push a notch of ``depth`` radii into a shape's border."""
     angle = canvas.rng.uniform(0, 2 * np.pi)
     px, py = centre[0] + 1.25 * radius * np.cos(angle), centre[1] + 1.25 * radius * np.sin(angle)
-    notch = np.hypot(canvas.x - np.float32(px), canvas.y - np.float32(py)) - np.float32(
-        (0.25 + depth) * radius
-    )
+    notch = np.hypot(canvas.x - np.float32(px), canvas.y - np.float32(py)) - np.float32((0.25 + depth) * radius)
     return np.asarray(np.minimum(distance, notch), np.float32)
 
 

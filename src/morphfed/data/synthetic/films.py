@@ -78,9 +78,7 @@ def write_films(
         done += drawn
         report(Event("films", done, total, "drawing synthetic films"))
     for site in sites:
-        _write_table(
-            Path(folder) / site.name, site, [batch for batch in plan if batch.site.name == site.name]
-        )
+        _write_table(Path(folder) / site.name, site, [batch for batch in plan if batch.site.name == site.name])
     return {site.name: Path(folder) / site.name for site in sites}
 
 
@@ -93,9 +91,7 @@ def _plan(
 ) -> list[_Batch]:
     names = [site.name for site in sites]
     if len(set(names)) < len(names):
-        raise ConfigError(
-            f"Two synthetic sites have one name: {', '.join(names)}.", fix="name every site once."
-        )
+        raise ConfigError(f"Two synthetic sites have one name: {', '.join(names)}.", fix="name every site once.")
     if patients < 1:
         raise ConfigError(f"patients = {patients}: a site has at least one.", fix="give 1 or more.")
     batches = []
@@ -145,18 +141,14 @@ def _draw_batch(batch: _Batch) -> int:
         film = site.film(numpy_stream(batch.seed, "film", site.name, index % batch.patients))
         rng = numpy_stream(batch.seed, "cell", site.name, batch.cell_class, index)
         picture = render_cell(batch.cell_class, site, rng, film=film)
-        jpeg = simplejpeg.encode_jpeg(
-            np.ascontiguousarray(picture), quality=site.jpeg_quality, colorsubsampling="420"
-        )
+        jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=site.jpeg_quality, colorsubsampling="420")
         _write_bytes(batch.folder / _name(batch, index), jpeg)
     return batch.stop - batch.start
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
     try:
-        path.write_bytes(
-            content
-        )  # no fsync a picture: labels.csv is written last, so its presence says "complete"
+        path.write_bytes(content)  # no fsync a picture: labels.csv is written last, so its presence says "complete"
     except OSError as cause:
         raise storage_error(path, cause) from cause
 

@@ -82,9 +82,7 @@ def _red_cell(canvas: Canvas, film: Film, at: Point) -> None:
     disc = (c0 + c1 * rho + c2 * rho**2) * np.sqrt(1 - rho) / 2.3
     pallor = np.clip(film.pallor + rng.normal(0, 0.15), 0, 1)
     thickness = (1 - pallor) * 0.85 + pallor * disc
-    canvas.dye[HAEM][window] += (
-        canvas.soft(inside, 0.25) * thickness.astype(np.float32) * rng.uniform(0.88, 1.1)
-    )
+    canvas.dye[HAEM][window] += canvas.soft(inside, 0.25) * thickness.astype(np.float32) * rng.uniform(0.88, 1.1)
 
 
 def _window(canvas: Canvas, at: Point, reach: float) -> Window | None:
@@ -113,16 +111,12 @@ def _photograph(canvas: Canvas, site: SyntheticSite, film: Film) -> NDArray[np.u
     if sigma > 0.2:
         light = ndimage.gaussian_filter(light, (sigma, sigma, 0), truncate=3)
     light = np.clip(light, 0, 1) ** np.float32(site.contrast * np.exp(rng.normal(0, 0.02)))
-    light += (
-        rng.standard_normal(light.shape, np.float32) * np.sqrt(0.2 + 0.8 * light) * np.float32(site.noise)
-    )
+    light += rng.standard_normal(light.shape, np.float32) * np.sqrt(0.2 + 0.8 * light) * np.float32(site.noise)
     return np.clip(np.rint(light * 255), 0, 255).astype(np.uint8)
 
 
 def _illumination(canvas: Canvas, site: SyntheticSite) -> Plane:
     angle = canvas.rng.uniform(0, 2 * np.pi)
-    slope = (canvas.x * np.float32(np.cos(angle)) + canvas.y * np.float32(np.sin(angle))) / np.float32(
-        canvas.half
-    )
+    slope = (canvas.x * np.float32(np.cos(angle)) + canvas.y * np.float32(np.sin(angle))) / np.float32(canvas.half)
     corner = (canvas.x**2 + canvas.y**2) / np.float32(2 * canvas.half**2)
     return np.asarray(1 - site.gradient * (slope + 1) / 2 - site.vignette * corner, np.float32)

@@ -18,9 +18,7 @@ class Transport(Protocol):
         """Names of the training sites, in the study's order."""
         ...
 
-    def train(
-        self, round_number: int, rounds: int, downloads: Mapping[str, Tensors]
-    ) -> Iterator[Upload | Failure]:
+    def train(self, round_number: int, rounds: int, downloads: Mapping[str, Tensors]) -> Iterator[Upload | Failure]:
         """Have the sites of ``downloads`` train; one answer each. An upload is valid until the next is asked for."""
         ...
 

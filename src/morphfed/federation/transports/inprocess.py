@@ -29,9 +29,7 @@ class InProcess:
         """Names in the study's order."""
         return tuple(self._sites)
 
-    def train(
-        self, round_number: int, rounds: int, downloads: Mapping[str, Tensors]
-    ) -> Iterator[Upload | Failure]:
+    def train(self, round_number: int, rounds: int, downloads: Mapping[str, Tensors]) -> Iterator[Upload | Failure]:
         """One answer a site. Uploads refer to the shared network: fold each before asking for the next."""
         total = rounds * len(self._sites)
         done = (round_number - 1) * len(self._sites)
