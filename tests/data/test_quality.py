@@ -120,7 +120,7 @@ def test_files_that_cannot_be_used(clean: tuple[Path, list[Row]]) -> None:
     assert "0 bytes" in unreadable.examples[1]
     assert "see attached" in unreadable.examples[2]
     assert only(report, "changed-file").count == 2  # an empty file has nothing to compare
-    assert (report.status, report.exit_code) == ("errors", 2)
+    assert (report.status, report.exit_code) == ("errors", 3)
 
 
 def test_modes_and_sizes(clean: tuple[Path, list[Row]]) -> None:

@@ -45,11 +45,11 @@ def test_json_is_the_only_thing_on_stdout(films: Path, tmp_path: Path, capsys: p
     call(["data", "init", str(films / "alder"), "--site", "a", "--um-per-px", "0.3", "--out", str(out)])
     (films / "alder/monocyte/P00_0000.jpg").write_bytes(b"")
     capsys.readouterr()
-    assert call(["data", "check", str(out), "--json", "--min-per-class", "20"]) == 2
+    assert call(["data", "check", str(out), "--json", "--min-per-class", "20"]) == 3
     report = json.loads(capsys.readouterr().out)
     assert report["status"] == "errors"
     assert {"unreadable", "small-class"} <= {finding["code"] for finding in report["findings"]}
-    assert call(["data", "check", str(out), "--classes", "neutrophil,monocyte"]) == 2
+    assert call(["data", "check", str(out), "--classes", "neutrophil,monocyte"]) == 3
     assert "next: mend the errors" in capsys.readouterr().out
 
 

@@ -14,6 +14,7 @@ from morphfed.core.files import read_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.seeding import numpy_stream
 from morphfed.evaluation.compare import (
+    Scores,
     UnitPredictions,
     compare_pairs,
     cross_site_matrix,
@@ -66,7 +67,7 @@ def build_results(
             UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
         )
     report(Event("evaluate", len(done), len(done), "comparing arms"))
-    resamples = study.evaluation.resamples
+    scores = Scores(predicted, resamples=study.evaluation.resamples, seed=0)
     saved = read_json(run / "config.json")
     return {
         "schema": SCHEMA,
@@ -74,9 +75,9 @@ def build_results(
         "data": {"sites": _sites(prepared, resolved), "notes": prepared.notes, "check": _check(run)},
         "arms": entries,
         "failed": [{"unit": name, "reason": why} for name, why in failed.items()],
-        "summary": summarise(predicted, resamples=resamples),
-        "cross_site": cross_site_matrix(predicted, metric=PRIMARY),
-        "comparisons": compare_pairs(predicted, default_pairs(predicted), resamples=resamples),
+        "summary": summarise(scores),
+        "cross_site": cross_site_matrix(scores, metric=PRIMARY),
+        "comparisons": compare_pairs(scores, default_pairs(predicted)),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
     }

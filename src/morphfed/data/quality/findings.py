@@ -16,7 +16,7 @@ EXAMPLES = 5
 """Examples a finding carries; ``count`` says how many there are."""
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
-_EXIT: dict[Status, int] = {"ok": 0, "warnings": 1, "errors": 2}
+_EXIT: dict[Status, int] = {"ok": 0, "warnings": 1, "errors": 3}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class CheckReport:
 
     @property
     def exit_code(self) -> int:
-        """0 for ok, 1 for warnings, 2 for errors."""
+        """0 for ok, 1 for warnings, 3 for errors (as any error of the data)."""
         return _EXIT[self.status]
 
     def to_json(self) -> dict[str, Any]:
