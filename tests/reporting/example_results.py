@@ -19,7 +19,6 @@ FIVE = ("neutrophil", "eosinophil", "basophil", "lymphocyte", "monocyte")
 ALGORITHMS = {"local": "local", "centralised": "centralised", "fedmedian": "fedmedian", "fedprox": "fedprox"}
 SKILL = {"centralised": 0.30, "fedavg": 0.10, "fedprox": 0.12, "fedbn": 0.16, "fedmedian": 0.02}
 METRICS = ("balanced_accuracy", "macro_f1", "accuracy", "auroc", "ece", "aurc")
-RESAMPLES = 200
 
 
 @cache
@@ -202,12 +201,13 @@ def example_results(
     n: tuple[int, ...] = (300, 90, 110, 60),
     rounds: int = 8,
     errors: int = 8,
+    resamples: int = 200,
 ) -> dict[str, Any]:
     """Results of a study that never was."""
     sites = [*training, *held_out]
     truth = {s: test_images(s, classes, n[i % len(n)], s in held_out) for i, s in enumerate(sites)}
     draws = {
-        s: numpy_stream(0, "boot", s).multinomial(len(t), np.full(len(t), 1 / len(t)), RESAMPLES).astype(float)
+        s: numpy_stream(0, "boot", s).multinomial(len(t), np.full(len(t), 1 / len(t)), resamples).astype(float)
         for s, t in truth.items()
     }
     easy = {s: 0.62 * float(numpy_stream(0, "easy", s).random()) for s in sites}

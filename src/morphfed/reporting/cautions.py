@@ -53,8 +53,8 @@ def _chance(r: Results) -> str:
     if not lost:
         return ""
     return (
-        f"Naming one class always gives {score(level)}; not clearly above that over the training sites: {listed(lost)}. "
-        "Differences between arms that have hardly learned anything mean little."
+        f"Naming one class always gives {score(level)}; not clearly above that over the training sites: "
+        f"{listed(lost)}. Differences between arms that hardly learned mean little."
     )
 
 

@@ -158,10 +158,16 @@ def _cells(plane: Axes, m: _Matrix, xs: Sequence[float], ys: Sequence[float]) ->
             red, green, blue, _ = colour = colormaps["cividis"](share)
             fills.append(colour)
             if text:
-                bright = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.45
                 size = m.size if len(text) < 4 or wide > 60 else m.size - 2
-                style: dict[str, Any] = {"fontsize": size, "color": INK if bright else "white"}
+                style: dict[str, Any] = {"fontsize": size, "color": _ink(red, green, blue)}
                 plane.text(x + wide / 2, y + high / 2, text, ha="center", va="center_baseline", **style)
     plane.add_collection(PatchCollection(boxes, facecolors=fills, edgecolors="white", linewidths=1.2))
     frames = [Rectangle((xs[j] + 1.2, ys[i] + 1.2), wide - 2.4, high - 2.4) for i, j in m.framed]
     plane.add_collection(PatchCollection(frames, facecolors="none", edgecolors=INK, linewidths=1.1))
+
+
+def _ink(red: float, green: float, blue: float) -> str:
+    """Black or white, whichever has more contrast on a colour (relative luminance of WCAG 2.1)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (red, green, blue)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "black" if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else "white"

@@ -193,7 +193,7 @@ def _environment(r: Results) -> Block:
 def _settings(r: Results) -> list[Block]:
     """The study's settings, then what each arm has of its own."""
     if not r.config:
-        return [Text("None was recorded.")]
+        return [Text("No configuration was recorded.")]
     shared = {k: v for k, v in r.config.items() if k != "arms"}
     head = [Cell("Key"), Cell("Value", words=True)]
     rows = [[Cell(k), Cell(v, words=True)] for k, v in _flat(shared)]
