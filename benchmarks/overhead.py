@@ -26,7 +26,7 @@ from morphfed.core.types import Spec
 from morphfed.data.augment import Augment
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import FederationConfig, RoundLoop
-from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace
+from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.backbone import ModelConfig, build
 from morphfed.privacy.egress import Declaration, EgressGate
@@ -93,7 +93,7 @@ def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch
         seed=0,
     )
     state = setting.model.state_dict()
-    declared = Declaration({k: Spec.of(state[k]) for k in workspace.travels}, UPLOAD_METRICS, "benchmark")
+    declared = Declaration({k: Spec.of(state[k]) for k in workspace.travels}, UPLOAD_METRICS, "benchmark", VALIDATION_METRICS)
     sites = [
         Site(
             name,
@@ -153,7 +153,7 @@ def bare(setting: Setting, mu: float) -> None:
                 if mu:
                     for p, a in zip(model.parameters(), anchor, strict=True):
                         p.grad.add_(p.detach() - a, alpha=mu)
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip or 1e9)
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
                 optimizer.step()
                 step += 1
         model.eval()

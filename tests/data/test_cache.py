@@ -30,7 +30,7 @@ def test_second_run_decodes_nothing(pictures: list[Picture], tmp_path: Path, mon
     first = ImageStore(tmp_path / "c", size=16)
     notes = first.ensure(pictures)
     assert (notes.decoded, notes.reused) == (7, 0)
-    monkeypatch.setattr(cache, "cut", lambda *a, **k: pytest.fail("decoded again"))
+    monkeypatch.setattr(cache, "cut_bytes", lambda *a, **k: pytest.fail("decoded again"))
     again = ImageStore(tmp_path / "c", size=16)
     notes = again.ensure(pictures)
     assert (notes.decoded, notes.reused) == (0, 7)
@@ -90,6 +90,14 @@ def test_unreadable_files_are_named_and_the_rest_is_stored(pictures: list[Pictur
     assert notes.decoded == 7
     assert list(notes.failed) == [str(bad)]
     assert "bad.jpg" in notes.failed[str(bad)]
+
+
+def test_a_file_that_changed_since_the_manifest_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    picture = _picture(tmp_path / "a.png", seed=0)
+    _picture(tmp_path / "a.png", seed=1)
+    notes = ImageStore(tmp_path / "c", size=16).ensure([picture])
+    assert notes.decoded == 0
+    assert "has changed since the manifest was made" in notes.failed[str(picture.path)]
 
 
 def test_a_full_disk_says_so_and_leaves_no_half_segment(

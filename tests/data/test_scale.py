@@ -53,7 +53,7 @@ def test_too_few_nuclei_give_no_scale(tmp_path: Path) -> None:
 
 def test_crop_side() -> None:
     assert crop_side(25.0, 0.1) == 250
-    assert crop_side(None, 0.1) is None
+    assert crop_side(0.0, 0.1) is None
     assert crop_side(25.0, None) is None
 
 

@@ -14,7 +14,7 @@ from morphfed.algorithms.base import ALGORITHMS
 from morphfed.core.types import Spec
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import FederationConfig, RoundLoop
-from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace
+from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.privacy.egress import Declaration, EgressGate
 from morphfed.training.config import TrainConfig
@@ -89,7 +89,7 @@ class Federation:
         settings = TrainConfig(**{**TRAIN, **(train or {})})
         trainer = Trainer(settings, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"), seed=seed)
         state = self.model.state_dict()
-        declaration = Declaration({k: Spec.of(state[k]) for k in self.workspace.travels}, UPLOAD_METRICS, "test")
+        declaration = Declaration({k: Spec.of(state[k]) for k in self.workspace.travels}, UPLOAD_METRICS, "test", VALIDATION_METRICS)
         self.sites = [
             Site(
                 name,

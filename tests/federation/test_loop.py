@@ -140,7 +140,7 @@ def test_a_lost_quorum_stops_and_says_who_and_why(federation: Make) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_the_site(federation: Make) -> None:
-    made = federation(None, sizes={"kampala": 12}, train={"lr": 1e30, "clip": None, "optimizer": "sgd"})
+    made = federation(None, sizes={"kampala": 12}, train={"lr": 1e30, "clip": 0, "optimizer": "sgd"})
     with pytest.raises(FederationError, match="Site 'kampala', round 1: the training loss stopped being finite"):
         made.loop.run()
 

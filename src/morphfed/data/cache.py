@@ -23,6 +23,7 @@ from filelock import FileLock
 from morphfed.core.errors import DataError, StorageError
 from morphfed.core.files import read_json, storage_error, write_bytes, write_json
 from morphfed.core.progress import Event, Reporter, silent
+from morphfed.data.decode import decode_bytes, probe_bytes, read_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -169,7 +170,12 @@ class ImageStore:
 
     def _cut(self, picture: Picture) -> NDArray[np.uint8] | DataError:
         try:
-            return cut(picture.path, size=self.size, crop_px=picture.crop_px, pad=self.pad)
+            content = read_bytes(picture.path)
+            if hashlib.sha256(content).hexdigest() != picture.sha256:
+                raise DataError(
+                    f"{picture.path} has changed since the manifest was made.", fix="draft the manifest again."
+                )
+            return cut_bytes(content, picture.path, size=self.size, crop_px=picture.crop_px, pad=self.pad)
         except DataError as cause:
             return cause
 
@@ -215,10 +221,18 @@ class ImageStore:
 
 
 def cut(path: Path, *, size: int, crop_px: int | None, pad: Pad = "none") -> NDArray[np.uint8]:
-    """Decode one file, keep the centred square, resize it.
+    """Read one file and :func:`cut_bytes` it."""
+    return cut_bytes(read_bytes(path), path, size=size, crop_px=crop_px, pad=pad)
+
+
+def cut_bytes(
+    content: bytes, path: Path, *, size: int, crop_px: int | None, pad: Pad = "none"
+) -> NDArray[np.uint8]:
+    """Decode one image, keep the centred square, resize it.
 
     Args:
-        path: the image file.
+        content: the file's bytes.
+        path: what errors call it.
         size: side of the result in pixels.
         crop_px: side of the square in pixels of the file; None = the short side.
         pad: see :class:`ImageStore`.
@@ -231,15 +245,13 @@ def cut(path: Path, *, size: int, crop_px: int | None, pad: Pad = "none") -> NDA
     """
     from PIL import Image
 
-    from morphfed.data.decode import decode, probe
-
-    facts = probe(path)
+    facts = probe_bytes(content, path)
     short = min(facts.width, facts.height)
     side = short if crop_px is None else crop_px
     if pad == "none":
         side = min(side, short)
     # The decoder may halve a JPEG while reading it as long as the crop keeps at least the wanted pixels.
-    image = decode(path, min_side=max(1, -(-short * size // side)))
+    image = decode_bytes(content, path, min_side=max(1, -(-short * size // side)))
     height, width = image.shape[:2]
     span = side * min(height, width) / short
     outside = max(0, int(np.ceil((span - min(height, width)) / 2)))

@@ -104,8 +104,8 @@ def estimate_scale(files: Sequence[Path], *, decode: Callable[[Path], NDArray[np
     return SiteScale(REFERENCE_NUCLEUS_UM / median, "nucleus", median, len(chosen), len(diameters))
 
 
-def crop_side(field_um: float | None, um_per_px: float | None) -> int | None:
-    """Side in pixels of the square that covers ``field_um`` micrometres; None where either is unknown."""
-    if field_um is None or um_per_px is None:
+def crop_side(field_um: float, um_per_px: float | None) -> int | None:
+    """Side in pixels of the square that covers ``field_um`` micrometres; None if that is 0 or the scale unknown."""
+    if not field_um or um_per_px is None:
         return None
     return max(1, round(field_um / um_per_px))

@@ -183,7 +183,7 @@ def site_scales(manifest: Manifest, study: Study, *, report: Reporter = silent) 
         given = rows.frame["um_per_px"].dropna()
         if len(given):
             scales[site] = SiteScale(float(given.median()), "given")
-        elif study.data.field_um is None or not study.data.estimate_scale:
+        elif not study.data.field_um or not study.data.estimate_scale:
             scales[site] = SiteScale(None, "none")
         else:
             usable = rows.where(rows.frame["class"].notna() & rows.frame["sha256"].notna())

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from morphfed.core.errors import ConfigError
+from morphfed.experiment.environment import cores as available_cores
 from morphfed.experiment.study import Arm, Study
 from morphfed.experiment.units import units_of
+
+
+FREE = ("seeds", "arms", "evaluation", "name", "model", "train", "federation")
+"""Keys that may change from one call to the next in the same run folder: seeds and arms may be added, the judging
+changed. ``model``, ``train`` and ``federation`` count through each arm's own copy."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Resolved:
     folder: Path
 
     def asked(self) -> dict[str, Any]:
-        """What was asked for, without what only says where to compute; a resumed run must ask for the same."""
+        """What was asked for, without what only says where to compute."""
         plain = self.study.model_dump(mode="json", exclude={"compute", "arms", "title"})
         return {**plain, "arms": {name: arm.as_dict() for name, arm in self.arms.items()}}
 
@@ -40,6 +45,11 @@ class Resolved:
         """All settings as they are used."""
         compute = {"device": self.study.compute.device, "threads": self.threads}
         return {**self.asked(), "compute": compute}
+
+    def of_arm(self, name: str) -> dict[str, Any]:
+        """All that decides what the units of one arm compute: not the other arms, other seeds, or the judging."""
+        settings = {key: value for key, value in self.as_dict().items() if key not in FREE}
+        return {**settings, "arm": self.arms[name].as_dict(), "use": self.study.evaluation.use}
 
     def measured(self) -> Resolved:
         """Replace ``precision = "auto"`` in every arm by what is faster on this machine."""
@@ -80,8 +90,10 @@ class Resolved:
 
     def with_measured(self, saved: Mapping[str, Any]) -> Resolved:
         """Take the measured choices of the run's first call."""
+        known = saved["arms"]
         arms = {
-            name: _with_precision(arm, saved["arms"][name]["train"]["precision"]) for name, arm in self.arms.items()
+            name: _with_precision(arm, known[name]["train"]["precision"]) if name in known else arm
+            for name, arm in self.arms.items()
         }
         compute = self.study.compute.model_copy(update={"device": saved["compute"]["device"]})
         study = self.study.model_copy(update={"compute": compute})
@@ -103,7 +115,7 @@ def resolve(study: Study, arms: dict[str, Arm], folder: Path) -> Resolved:
         ConfigError: the device does not exist here.
     """
     device = _device(study.compute.device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     units = len(units_of(study, arms))
     jobs = study.compute.jobs or (min(cores, units) if device == "cpu" else 1)
     # From the cores and the asked jobs only: the number of units left must not change what is computed.
@@ -124,6 +136,21 @@ def _device(wanted: str) -> str:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"compute.device = '{wanted}': there is no such GPU here.", fix="use auto or cpu.")
     return wanted
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Settings that differ between two calls in one run folder and may not.
+
+    Args:
+        before, now: :meth:`Resolved.asked` of the two calls.
+    """
+    fixed_before, fixed_now = ({k: v for k, v in asked.items() if k not in FREE} for asked in (before, now))
+    found = differences(fixed_before, fixed_now)
+    for name in before["arms"]:
+        if name in now["arms"]:
+            found += differences(before["arms"][name], now["arms"][name], f"arms.{name}")
+    found += differences(before["evaluation"]["use"], now["evaluation"]["use"], "evaluation.use")
+    return found
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:

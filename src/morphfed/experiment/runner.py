@@ -20,8 +20,8 @@ from morphfed.core.errors import ConfigError, MorphfedError, StorageError
 from morphfed.core.files import read_json, sha256_text, storage_error, write_bytes, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.experiment.pool import Job, run_jobs
-from morphfed.experiment.prepare import Prepared, prepare
-from morphfed.experiment.resolve import Resolved, differences, resolve
+from morphfed.experiment.prepare import Prepared, data_root, prepare
+from morphfed.experiment.resolve import Resolved, changes, resolve
 from morphfed.experiment.study import load_study
 from morphfed.experiment.train_unit import is_done
 from morphfed.experiment.units import Unit, units_of
@@ -143,20 +143,27 @@ def _settle(study_file: Path, resolved: Resolved, run: Path) -> Resolved:
         write_json(path, {"asked": resolved.asked(), "resolved": final.as_dict(), "seconds": 0.0})
         return final
     saved = read_json(path)
-    changed = differences(saved["asked"], resolved.asked())
+    changed = changes(saved["asked"], resolved.asked())
     if changed:
         raise ConfigError(
             f"{run} holds a run with other settings: {'; '.join(changed[:4])}{'; …' if len(changed) > 4 else ''}.",
             fix="name another folder with --run DIR, or restore the settings to resume that run.",
         )
-    return resolved.with_measured(saved["resolved"])
+    final = resolved.with_measured(saved["resolved"]).measured()
+    # Arms and seeds may have been added; what an earlier call trained under other arms is remembered too.
+    arms = {**saved["resolved"]["arms"], **final.as_dict()["arms"]}
+    asked_arms = {**saved["asked"]["arms"], **resolved.asked()["arms"]}
+    saved["asked"] = {**resolved.asked(), "arms": asked_arms}
+    saved["resolved"] = {**final.as_dict(), "arms": arms}
+    write_json(path, saved)
+    return final
 
 
 def fingerprint(resolved: Resolved, unit: Unit) -> str:
     """Identifies what a unit's checkpoints belong to."""
     import json
 
-    return sha256_text(json.dumps([resolved.as_dict(), unit.key], sort_keys=True))
+    return sha256_text(json.dumps([resolved.of_arm(unit.arm), unit.key], sort_keys=True))
 
 
 def _check_data(resolved: Resolved, run: Path, report: Reporter) -> None:
@@ -171,11 +178,24 @@ def _check_data(resolved: Resolved, run: Path, report: Reporter) -> None:
         min_per_class=resolved.study.data.min_per_class,
         report=report,
     )
-    write_json(run / "check.json", found.to_json())
+    root = data_root(resolved.study, resolved.folder)
+    write_json(run / "check.json", _without_root(found.to_json(), [root, root.resolve(), run, run.resolve()]))
     for finding in found.findings:
         if finding.level != "info":
             where = f"{finding.site}: " if finding.site else ""
             report(Event("check", text=f"data check: {where}{finding.message}", level="warning"))
+
+
+def _without_root(value: Any, roots: Sequence[Path]) -> Any:
+    """Plain values with the machine's own folders taken out of every text: results may be shown to others."""
+    if isinstance(value, dict):
+        return {key: _without_root(item, roots) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_root(item, roots) for item in value]
+    if isinstance(value, str):
+        for root in roots:
+            value = value.replace(f"{root}/", "")
+    return value
 
 
 def _train(

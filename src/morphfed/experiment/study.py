@@ -43,7 +43,7 @@ class DataConfig(Config):
 
     root: str = Field(".", description="folder that the sites' paths are relative to; relative to the study file")
     image_size: int = Field(96, ge=16, le=1024, description="side of the stored pictures in pixels")
-    field_um: float | None = Field(25.0, gt=0, description="side of the kept square in µm; empty: the whole picture")
+    field_um: float = Field(25.0, ge=0, description="side of the kept square in µm; 0: the whole picture")
     estimate_scale: bool = Field(True, description="estimate µm per pixel from the nuclei where it is unknown")
     pad: Literal["edge", "none"] = Field("none", description="where the field is larger than the picture")
     split: SplitConfig = Field(default_factory=SplitConfig, description="shares of the parts")

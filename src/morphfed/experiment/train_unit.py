@@ -19,7 +19,7 @@ from morphfed.evaluation.predictions import Predictions, write_predictions
 from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
-from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace
+from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
 from morphfed.models.backbone import Backbone, build
@@ -113,6 +113,7 @@ def _sites(
         {name: Spec.of(state[name]) for name in workspace.travels},
         UPLOAD_METRICS,
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
+        VALIDATION_METRICS,
     )
     keep = arm.train.optimizer_state == "keep" or (arm.train.optimizer_state == "auto" and not unit.moves)
 

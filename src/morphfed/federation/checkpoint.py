@@ -51,10 +51,11 @@ class CheckpointStore:
         return self.folder / "checkpoint" / f"round-{round_number:05d}.json"
 
     def _file(self, group: str, round_number: int) -> Path:
-        # "site/kampala" is kept in that site's folder, everything else at the coordinator's.
+        # "site/kampala" and "site-best/kampala" are kept in that site's folder, the rest at the coordinator's.
         kind, _, name = group.partition("/")
-        folder = self.folder / "sites" / name if kind == "site" else self.folder / "checkpoint"
-        return folder / f"{'private' if kind == 'site' else kind}-{round_number:05d}.safetensors"
+        folder = self.folder / "sites" / name if name else self.folder / "checkpoint"
+        stem = {"site": "private", "site-best": "private-best"}.get(kind, kind)
+        return folder / f"{stem}-{round_number:05d}.safetensors"
 
     def save(
         self,

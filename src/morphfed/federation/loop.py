@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -27,7 +27,9 @@ class FederationConfig(Config):
 
     rounds: int = Field(5, ge=1, description="rounds of training")
     quorum: float = Field(0.5, gt=0, le=1, description="share of the sites whose uploads a round needs")
-    select: str = Field("balanced_accuracy", description="validation metric, mean over the training sites")
+    select: Literal["balanced_accuracy", "macro_f1"] = Field(
+        "balanced_accuracy", description="validation metric that chooses the round, mean over the training sites"
+    )
 
 
 @dataclass
@@ -203,12 +205,12 @@ class RoundLoop:
         groups: dict[str, Tensors] = {"coordinator": self._coordinator.state()}
         groups |= {f"site/{site}": state for site, state in self._transport.site_states().items()}
         same: dict[str, int] = {}
-        best = {f"model/{k}": v for k, v in self._best.items()}
-        best |= {f"site/{site}/{k}": v for site, state in self._best_sites.items() for k, v in state.items()}
+        # What is private stays in the site's own folder, also that of the best round.
+        best = {"best": self._best, **{f"site-best/{site}": state for site, state in self._best_sites.items()}}
         if improved:
-            groups["best"] = best
-        elif best:
-            same["best"] = self._progress.best_round
+            groups |= best
+        elif self._best:
+            same = dict.fromkeys(best, self._progress.best_round)
         self._store.save(number, groups, asdict(self._progress), same=same)
 
     def _resume(self) -> None:
@@ -226,10 +228,6 @@ class RoundLoop:
         if meta.get("best_score") is None:  # JSON has no -inf
             meta["best_score"] = -math.inf
         self._progress = Progress(**meta, warnings=[*saved.meta["warnings"], *self._progress.warnings])
-        best = saved.groups.get("best", {})
-        self._best = {k.removeprefix("model/"): t for k, t in best.items() if k.startswith("model/")}
-        self._best_sites = {}
-        for key, tensor in best.items():
-            if key.startswith("site/"):
-                _, site, name = key.split("/", 2)
-                self._best_sites.setdefault(site, {})[name] = tensor
+        self._best = saved.groups.get("best", {})
+        best_sites = {g: t for g, t in saved.groups.items() if g.startswith("site-best/")}
+        self._best_sites = {g.removeprefix("site-best/"): t for g, t in best_sites.items()}

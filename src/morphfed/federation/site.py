@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 UPLOAD_METRICS = frozenset({"loss", "steps", "images"})
 """Numbers that go with an upload."""
 
+VALIDATION_METRICS = frozenset({"balanced_accuracy", "macro_f1", "loss"})
+"""Means over a site's validation part that leave it after each round."""
+
 Measure = Callable[["NDArray[np.int64]", "NDArray[np.float32]"], dict[str, float]]
 """Labels ``(N,)`` and probabilities ``(N, C)`` → named validation metrics."""
 
@@ -147,13 +150,18 @@ class Site:
         if self._local:
             self._workspace.load(self._local)
 
-    def evaluate(self, download: Tensors) -> dict[str, dict[str, float]]:
-        """Validation metrics of the model as this site would use it; empty sets are left out."""
+    def evaluate(self, round_number: int, download: Tensors) -> dict[str, dict[str, float]]:
+        """Validation metrics of the model as this site would use it; empty sets are left out.
+
+        Raises:
+            PrivacyError: a metric that is not declared.
+        """
         self.load_model(download)
         found = {}
         for name, data in self._validation.items():
             if len(data):
                 found[name] = self._measure(data.labels, self._trainer.predict(self._workspace.model, data))
+        self._gate.release_validation(round_number, found)
         return found
 
     def state(self) -> Tensors:

@@ -161,7 +161,7 @@ def _from_hub(module: nn.Module, config: ModelConfig, head: frozenset[str]) -> l
     if not repository:
         raise ModelError(
             f"model.weights = 'pretrained': timm lists no hub weights for '{config.name}'.",
-            fix="choose a tag that has some (`morphfed show NAME`), or give a .safetensors file in model.weights.",
+            fix="choose another model, or give a .safetensors file in model.weights.",
         )
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

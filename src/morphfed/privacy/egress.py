@@ -25,11 +25,13 @@ class Declaration:
         tensors: name → shape and dtype.
         metrics: names of the numbers (counts and means) that may go with them.
         purpose: why, in the words of the study's algorithm.
+        validation: names of the means that may leave after a round's validation.
     """
 
     tensors: Mapping[str, Spec]
     metrics: frozenset[str]
     purpose: str
+    validation: frozenset[str] = frozenset()
 
 
 class EgressGate:
@@ -64,6 +66,28 @@ class EgressGate:
         self._record(upload)
         return upload
 
+    def release_validation(self, round_number: int, found: Mapping[str, Mapping[str, float]]) -> None:
+        """Record validation means that leave, by the set on which they were computed.
+
+        Raises:
+            PrivacyError: a number that is not declared; nothing has left.
+        """
+        for metrics in found.values():
+            for name in metrics:
+                if name not in self._declaration.validation:
+                    raise self._refusal(f"validation number '{name}'")
+        numbers = {f"{where}/{k}": v for where, metrics in found.items() for k, v in sorted(metrics.items())}
+        self._write(
+            {
+                "round": round_number,
+                "site": self._site,
+                "tensors": 0,
+                "bytes": 8 * len(numbers),
+                "metrics": _finite(numbers),
+                "purpose": "validation: choosing the best round",
+            }
+        )
+
     def _refusal(self, what: str) -> PrivacyError:
         return PrivacyError(
             f"Site '{self._site}': {what} is not declared and did not leave.",
@@ -71,22 +95,29 @@ class EgressGate:
         )
 
     def _record(self, upload: Upload) -> None:
-        if self._ledger is None:
-            return
         entry = {
             "round": upload.round,
             "site": upload.site,
             "tensors": len(upload.tensors),
             "bytes": upload_bytes(upload.tensors, upload.metrics),
             "weight": upload.weight,
-            "metrics": {k: v if math.isfinite(v) else None for k, v in sorted(upload.metrics.items())},
+            "metrics": _finite(upload.metrics),
             "purpose": self._declaration.purpose,
         }
+        self._write(entry)
+
+    def _write(self, entry: Mapping[str, object]) -> None:
+        if self._ledger is None:
+            return
         try:
             with self._ledger.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         except OSError as cause:
             raise storage_error(self._ledger, cause) from cause
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {k: v if math.isfinite(v) else None for k, v in sorted(numbers.items())}
 
 
 def upload_bytes(tensors: Tensors, metrics: Mapping[str, float]) -> int:

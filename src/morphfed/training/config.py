@@ -23,7 +23,7 @@ class TrainConfig(Config):
     final_lr: float = Field(0.01, ge=0, le=1, description="share of lr at the end of the cosine")
     batch_size: int = Field(16, ge=1, description="images a step")
     local_epochs: int = Field(1, ge=1, description="passes over a site's training part in each round")
-    clip: float | None = Field(5.0, gt=0, description="largest gradient norm; empty: none")
+    clip: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     optimizer_state: Literal["auto", "keep", "reset"] = Field(
         "auto",
         description="between rounds; auto: kept where one site trains alone, reset where models are averaged",

@@ -111,7 +111,7 @@ class Trainer:
                 torch.autograd.backward(loss)
                 if after_backward is not None:
                     after_backward(model)
-                if config.clip is not None:
+                if config.clip > 0:
                     nn.utils.clip_grad_norm_(model.parameters(), config.clip)
                 optimizer.step()
                 step += 1

@@ -47,7 +47,7 @@ class InProcess:
         """Each site judges the model that it would use."""
         found: dict[str, Metrics] = {}
         for name, download in downloads.items():
-            found |= self._sites[name].evaluate(download)
+            found |= self._sites[name].evaluate(round_number, download)
         return found
 
     def site_states(self) -> dict[str, Tensors]:
