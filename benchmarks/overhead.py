@@ -93,7 +93,9 @@ def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch
         seed=0,
     )
     state = setting.model.state_dict()
-    declared = Declaration({k: Spec.of(state[k]) for k in workspace.travels}, UPLOAD_METRICS, "benchmark", VALIDATION_METRICS)
+    declared = Declaration(
+        {k: Spec.of(state[k]) for k in workspace.travels}, UPLOAD_METRICS, "benchmark", VALIDATION_METRICS
+    )
     sites = [
         Site(
             name,

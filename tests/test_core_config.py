@@ -142,9 +142,7 @@ def test_configuration_is_frozen_and_defaults_are_checked() -> None:
 
 def test_override_leaves_its_input_alone_and_makes_missing_tables() -> None:
     given_values = {"train": {"lr": 0.1, "deep": {"a": 1}}, "seeds": [0]}
-    result = override(
-        given_values, ["train.lr=0.2", "train.deep.a=2", "sites.kampala.folder=cells", "seeds=[1, 2]"]
-    )
+    result = override(given_values, ["train.lr=0.2", "train.deep.a=2", "sites.kampala.folder=cells", "seeds=[1, 2]"])
     assert result == {
         "train": {"lr": 0.2, "deep": {"a": 2}},
         "sites": {"kampala": {"folder": "cells"}},
@@ -211,9 +209,7 @@ def test_read_toml(tmp_path: Path) -> None:
     study = tmp_path / "four-labs.toml"
     study.write_text('title = "µm"\n[train]\nlr = 0.1\n', encoding="utf-8")
     assert read_toml(study) == {"title": "µm", "train": {"lr": 0.1}}
-    with pytest.raises(
-        ConfigError, match=r"four-lab\.toml does not exist\. Did you mean 'four-labs\.toml'\?"
-    ):
+    with pytest.raises(ConfigError, match=r"four-lab\.toml does not exist\. Did you mean 'four-labs\.toml'\?"):
         read_toml(tmp_path / "four-lab.toml")
     with pytest.raises(ConfigError, match="does not exist"):
         read_toml(tmp_path / "nowhere" / "x.toml")

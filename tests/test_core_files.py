@@ -55,9 +55,7 @@ def test_a_result_is_an_ordinary_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("moment", ["make", "write", "sync", "rename"])
-def test_full_disk_keeps_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int
-) -> None:
+def test_full_disk_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, code: int) -> None:
     path = tmp_path / "last.safetensors"
     path.write_bytes(b"round 3")
 
@@ -102,9 +100,7 @@ def test_a_write_that_the_kernel_cuts_short_keeps_the_old_file(tmp_path: Path) -
         "except StorageError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "last.bin could not be written" in done.stdout
     assert (tmp_path / "last.bin").read_bytes() == b"old"
     assert names(tmp_path) == ["last.bin"]
@@ -126,9 +122,7 @@ def test_read_only_folder(tmp_path: Path) -> None:
     )
     tmp_path.chmod(0o555)
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     finally:
         tmp_path.chmod(0o755)
     lines = done.stdout.splitlines()
@@ -168,9 +162,7 @@ def test_what_is_raised_while_writing_comes_out_unchanged(tmp_path: Path, interr
     assert names(tmp_path) == ["a"]
 
 
-def test_a_disk_that_vanishes_does_not_hide_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_vanishes_does_not_hide_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
@@ -193,9 +185,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     moments = random.Random(0)
     seen = []
     for _ in range(8):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-        )
+        writer = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
         assert writer.stdout is not None
         writer.stdout.readline()  # the first write is done
         time.sleep(moments.uniform(0, 0.05))

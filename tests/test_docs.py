@@ -57,18 +57,14 @@ def blocks(text: str) -> list[Block]:
             end += 1
         indent = len(opened["indent"])
         inside = "\n".join(li[indent:] for li in lines[start:end])
-        found.append(
-            Block(opened["language"].lower(), inside, start + 1, marked["reason"] if marked else None)
-        )
+        found.append(Block(opened["language"].lower(), inside, start + 1, marked["reason"] if marked else None))
         number = end + 1
     return found
 
 
 def commands(text: str) -> tuple[list[str], int]:
     """The `$ morphfed …` lines of a console block, continued lines joined, and how many others there are."""
-    prompts = [
-        li[2:].strip() for li in re.sub(r"\\\n\s*(?:> )?", "", text).splitlines() if li.startswith("$ ")
-    ]
+    prompts = [li[2:].strip() for li in re.sub(r"\\\n\s*(?:> )?", "", text).splitlines() if li.startswith("$ ")]
     ours = [p for p in prompts if p.split()[:1] == ["morphfed"]]
     return ours, len(prompts) - len(ours)
 

@@ -117,9 +117,7 @@ def test_flower_stays_in_its_adapter(graph: grimp.ImportGraph) -> None:
 
 
 def loaded_by(statement: str) -> set[str]:
-    program = (
-        f"import json, sys\n{statement}\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
-    )
+    program = f"import json, sys\n{statement}\nprint(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
 

@@ -51,9 +51,7 @@ def test_constraints_bound_every_dependency_and_nothing_else() -> None:
     for name, bound in CONSTRAINTS.items():
         assert bound.url is None
         operators = {s.operator for s in bound.specifier}
-        assert operators == {"<"}, (
-            f"{name}: constraints.txt holds upper bounds; lower ones are pyproject.toml's"
-        )
+        assert operators == {"<"}, f"{name}: constraints.txt holds upper bounds; lower ones are pyproject.toml's"
 
 
 def test_what_is_installed_lies_within_the_constraints() -> None:
@@ -64,9 +62,7 @@ def test_what_is_installed_lies_within_the_constraints() -> None:
             assert rule.specifier.contains(installed, prereleases=True), f"{installed} is not {rule}"
 
 
-@pytest.mark.parametrize(
-    ("torch", "torchvision"), [("2.6.0", "0.21.0"), ("2.11.0", "0.26.0"), ("2.15.0", "0.29.2")]
-)
+@pytest.mark.parametrize(("torch", "torchvision"), [("2.6.0", "0.21.0"), ("2.11.0", "0.26.0"), ("2.15.0", "0.29.2")])
 def test_constraints_admit_the_pairs_that_are_promised(torch: str, torchvision: str) -> None:
     base = {r.name: r for r in BASE}
     for name, wanted in (("torch", torch), ("torchvision", torchvision)):
@@ -75,9 +71,7 @@ def test_constraints_admit_the_pairs_that_are_promised(torch: str, torchvision: 
 
 
 def test_every_python_that_is_promised_is_tested() -> None:
-    promised = {
-        c.rpartition(" ")[2] for c in PROJECT_TABLE["classifiers"] if re.search(r"Python :: 3\.\d", c)
-    }
+    promised = {c.rpartition(" ")[2] for c in PROJECT_TABLE["classifiers"] if re.search(r"Python :: 3\.\d", c)}
     workflow = (PROJECT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
     tested = set(re.findall(r'"(3\.\d+)"', workflow))
     assert tested == promised == {"3.11", "3.12", "3.13"}
@@ -110,9 +104,7 @@ def fake_bin(folder: Path, **programs: str) -> dict[str, str]:
     for tool in ("bash", "dirname", "env", "rm", "touch", "mkdir"):
         (folder / tool).symlink_to(shutil.which(tool) or tool)
     for name, script in programs.items():
-        (folder / name.replace("_", ".")).write_text(
-            f"#!{shutil.which('bash')}\n{script}\n", encoding="utf-8"
-        )
+        (folder / name.replace("_", ".")).write_text(f"#!{shutil.which('bash')}\n{script}\n", encoding="utf-8")
         (folder / name.replace("_", ".")).chmod(0o755)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHON"}
     return {**environment, "PATH": str(folder)}
@@ -201,17 +193,13 @@ def tracked() -> list[Path]:
     git = shutil.which("git")
     if git is None or not (PROJECT / ".git").exists():
         return [p for p in PROJECT.joinpath("src").rglob("*") if p.suffix in (".py", ".toml")]
-    names = subprocess.run(
-        [git, "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True
-    ).stdout
+    names = subprocess.run([git, "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     return [PROJECT / n for n in names.split("\0") if n and (PROJECT / n).is_file()]
 
 
 def test_no_package_index_and_no_folder_of_one_machine_is_named() -> None:
     # Written in pieces, so that this file passes its own test.
-    hosts = "|".join(
-        ["py" + r"pi\.org", "python" + r"hosted\.org", "index" + "-url", "find-" + "links" + r"[= ]\S*/"]
-    )
+    hosts = "|".join(["py" + r"pi\.org", "python" + r"hosted\.org", "index" + "-url", "find-" + "links" + r"[= ]\S*/"])
     homes = r"(?<![\w.~$}/-])/(?:" + "|".join(["ho" + "me", "Us" + "ers", "ro" + "ot", "wo" + "rk"]) + r")/\w"
     wrong = []
     for path in tracked():

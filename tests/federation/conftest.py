@@ -89,7 +89,9 @@ class Federation:
         settings = TrainConfig(**{**TRAIN, **(train or {})})
         trainer = Trainer(settings, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"), seed=seed)
         state = self.model.state_dict()
-        declaration = Declaration({k: Spec.of(state[k]) for k in self.workspace.travels}, UPLOAD_METRICS, "test", VALIDATION_METRICS)
+        declaration = Declaration(
+            {k: Spec.of(state[k]) for k in self.workspace.travels}, UPLOAD_METRICS, "test", VALIDATION_METRICS
+        )
         self.sites = [
             Site(
                 name,

@@ -52,16 +52,12 @@ def _explain(kind: type[BaseModel], cause: ValidationError, where: str) -> Confi
             shown = given if len(given) <= 60 else given[:57] + "…"
             guess = _nearest_choice(error["input"], error.get("ctx", {}))
             problems.append(f"'{key}' = {shown}: {error['msg'].removeprefix('Value error, ')}.{guess}")
-    return ConfigError(
-        f"{where}: " + " ".join(problems), fix="correct the key named above and run the command again."
-    )
+    return ConfigError(f"{where}: " + " ".join(problems), fix="correct the key named above and run the command again.")
 
 
 def _user_path(location: tuple[int | str, ...], kind: str) -> list[str]:
     """The keys that the user wrote: pydantic also names its own steps (``function-after[…]``) on the way."""
-    own = (
-        len(location) - 1 if kind == "extra_forbidden" else None
-    )  # this one is the user's, whatever is in it
+    own = len(location) - 1 if kind == "extra_forbidden" else None  # this one is the user's, whatever is in it
     return [str(p) for i, p in enumerate(location) if i == own or not (isinstance(p, str) and "[" in p)]
 
 
@@ -108,9 +104,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             f"{path} does not exist.{did_you_mean(path.name, siblings)}", fix="check the path."
         ) from cause
     except IsADirectoryError as cause:
-        raise ConfigError(
-            f"{path} is a folder, not a study file.", fix="name the .toml file inside it."
-        ) from cause
+        raise ConfigError(f"{path} is a folder, not a study file.", fix="name the .toml file inside it.") from cause
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
         raise ConfigError(
             f"{path} is not valid TOML: {cause}.", fix="correct that line; strings need quotes."
@@ -135,16 +129,12 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         key, separator, text = assignment.partition("=")
         *parents, last = (part.strip() for part in key.split("."))
         if not separator or not all([*parents, last]):
-            raise ConfigError(
-                f"'{assignment}' is not an override.", fix="write key=value, for example train.lr=0.001."
-            )
+            raise ConfigError(f"'{assignment}' is not an override.", fix="write key=value, for example train.lr=0.001.")
         table = result
         for parent in parents:
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
-                raise ConfigError(
-                    f"'{key}': '{parent}' is a value, not a table.", fix="check the key's spelling."
-                )
+                raise ConfigError(f"'{key}': '{parent}' is a value, not a table.", fix="check the key's spelling.")
         table[last] = _value(text.strip(), key)
     return result
 
@@ -157,9 +147,7 @@ def _value(text: str, key: str) -> Any:
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError as cause:
-        if (
-            text[:1] in "[{" and text
-        ):  # meant as a list or table: the shell has eaten the quotes, or there were none
+        if text[:1] in "[{" and text:  # meant as a list or table: the shell has eaten the quotes, or there were none
             raise ConfigError(
                 f"'{key}' = {text}: not a TOML list or table.",
                 fix=f'quote the strings inside and, for the shell, the whole: \'{key}=["a", "b"]\'.',

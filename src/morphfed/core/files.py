@@ -126,9 +126,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as cause:
         raise StorageError(f"{path} does not exist.", fix="check the path.") from cause
     except (OSError, ValueError) as cause:
-        raise StorageError(
-            f"{path} cannot be read: {cause}.", fix="restore the file or remove it."
-        ) from cause
+        raise StorageError(f"{path} cannot be read: {cause}.", fix="restore the file or remove it.") from cause
 
 
 def sha256_file(path: Path) -> str:

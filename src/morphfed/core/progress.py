@@ -35,9 +35,7 @@ def silent(event: Event) -> None:
     """A reporter that shows nothing."""
 
 
-def tracked(
-    items: Iterable[T], report: Reporter, task: str, text: str = "", total: int | None = None
-) -> Iterator[T]:
+def tracked(items: Iterable[T], report: Reporter, task: str, text: str = "", total: int | None = None) -> Iterator[T]:
     """Yield ``items`` and report after each one."""
     if total is None and isinstance(items, Sized):
         total = len(items)

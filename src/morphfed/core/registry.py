@@ -58,16 +58,12 @@ class Registry(Generic[T]):
         """Add another package's object; one that cannot be loaded is named when it is asked for."""
         owner = point.dist.name if point.dist else point.value
         if point.name in self._items:
-            self._refused[point.name] = (
-                f"package '{owner}' also brings {self.kind} '{point.name}', which is taken"
-            )
+            self._refused[point.name] = f"package '{owner}' also brings {self.kind} '{point.name}', which is taken"
             return
         try:
             item = point.load()
         except (ImportError, AttributeError, ValueError) as cause:
-            self._refused[point.name] = (
-                f"{self.kind} '{point.name}' of package '{owner}' cannot be loaded: {cause}"
-            )
+            self._refused[point.name] = f"{self.kind} '{point.name}' of package '{owner}' cannot be loaded: {cause}"
             return
         self._items.setdefault(point.name, item)
 

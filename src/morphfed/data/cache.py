@@ -225,9 +225,7 @@ def cut(path: Path, *, size: int, crop_px: int | None, pad: Pad = "none") -> NDA
     return cut_bytes(read_bytes(path), path, size=size, crop_px=crop_px, pad=pad)
 
 
-def cut_bytes(
-    content: bytes, path: Path, *, size: int, crop_px: int | None, pad: Pad = "none"
-) -> NDArray[np.uint8]:
+def cut_bytes(content: bytes, path: Path, *, size: int, crop_px: int | None, pad: Pad = "none") -> NDArray[np.uint8]:
     """Decode one image, keep the centred square, resize it.
 
     Args:

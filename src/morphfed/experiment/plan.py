@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from morphfed.core.progress import Event, Reporter, silent
-from morphfed.experiment.prepare import draft_sites, label_and_split
+from morphfed.experiment.assemble import draft_sites, label_and_split
 from morphfed.experiment.resolve import Resolved, resolve
 from morphfed.experiment.study import Arm, load_study
 from morphfed.experiment.units import Unit, units_of

@@ -12,7 +12,6 @@ from morphfed.experiment.environment import cores as available_cores
 from morphfed.experiment.study import Arm, Study
 from morphfed.experiment.units import units_of
 
-
 FREE = ("seeds", "arms", "evaluation", "name", "model", "train", "federation")
 """Keys that may change from one call to the next in the same run folder: seeds and arms may be added, the judging
 changed. ``model``, ``train`` and ``federation`` count through each arm's own copy."""

@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 from morphfed.core.errors import ConfigError, MorphfedError, StorageError
 from morphfed.core.files import read_json, sha256_text, storage_error, write_bytes, write_json
 from morphfed.core.progress import Event, Reporter, silent
+from morphfed.experiment.assemble import data_root
 from morphfed.experiment.pool import Job, run_jobs
-from morphfed.experiment.prepare import Prepared, data_root, prepare
+from morphfed.experiment.prepare import Prepared, prepare
 from morphfed.experiment.resolve import Resolved, changes, resolve
 from morphfed.experiment.study import load_study
 from morphfed.experiment.train_unit import is_done
