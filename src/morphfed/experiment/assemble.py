@@ -78,8 +78,8 @@ def label_and_split(
     """Map labels to the study's classes and assign the parts.
 
     Returns:
-        The manifest with ``split`` and one more column, ``class`` (a class of the study or null); what was left out by site as counts
-        of (source label, reason); sentences of the split.
+        The manifest with ``split`` and one more column, ``class`` (a class of the study or null); what was left
+        out by site as counts of (source label, reason); sentences of the split.
     """
     import pandas as pd
 

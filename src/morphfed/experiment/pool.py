@@ -121,7 +121,7 @@ def _pool(jobs: Sequence[Job], processes: int, threads: int, report: Reporter) -
     except BrokenProcessPool as cause:
         raise MorphfedError(
             "A training process ended without a word, most often because memory ran out.",
-            fix="set compute.jobs = 1 or a smaller train.batch_size, and run the same command; finished rounds are kept.",
+            fix="set compute.jobs = 1 and run the same command; finished rounds are kept.",
         ) from cause
     finally:
         # On Ctrl-C the workers got the signal too; what they had not committed is redone by the next call.
