@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from morphfed.cli import call
 from morphfed.data.manifest import Manifest
@@ -81,3 +82,15 @@ def test_mistakes_have_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert said.count("fix:") == 2
+
+
+def test_init_passes_options_on_to_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "lab").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "lab" / "1.png")
+    (tmp_path / "lab" / "a.csv").write_text("file,kind,second\n1.png,lymphocyte,monocyte\n")
+    out = tmp_path / "m.csv"
+    asked = ["--option", "path_column=file", "--option", "label_column=second"]
+    assert call(["data", "init", str(tmp_path / "lab"), "--source", "table", *asked, "--out", str(out)]) == 0
+    assert ",monocyte," in out.read_text()
+    assert call(["data", "init", str(tmp_path / "lab"), "--option", "table", "--out", str(tmp_path / "n.csv")]) == 2
+    assert "not NAME=VALUE" in capsys.readouterr().err

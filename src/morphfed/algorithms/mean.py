@@ -98,4 +98,4 @@ class Averaging(CoordinatorHalf):
 
     def load_state(self, tensors: Tensors) -> None:
         """Take over a saved global model."""
-        self._model = {name: tensors[name].clone() for name in self._model}
+        self._model = {name: tensors[name].to(old.device, copy=True) for name, old in self._model.items()}

@@ -26,12 +26,13 @@ def init(
     site: str | None = None,
     source: str | None = None,
     um_per_px: float | None = None,
+    option: list[str] | None = None,
     out: Path = Path("manifest.csv"),
     force: bool = False,
 ) -> int:
     """Draft a manifest from a folder: one row an image; what was guessed is printed.
 
-    With --site, --source or --um-per-px the folder is one site, else its sites are found in it. Leaves with 1
+    With --site, --source, --option or --um-per-px the folder is one site, else its sites are found in it. Leaves with 1
     when a folder was refused.
 
     Args:
@@ -39,6 +40,7 @@ def init(
         site: the site's name; default the folder's.
         source: adapter that reads the layout; `morphfed list sources` explains them.
         um_per_px: size of a pixel in µm, where known.
+        option: of the adapter, as NAME=VALUE; may be given several times (--option table=cells.csv).
         out: the manifest to write, .csv or .parquet.
         force: replace an existing manifest.
     """
@@ -54,12 +56,14 @@ def init(
         )
     refused: Mapping[str, DataError] = {}
     with Display() as display:
-        if site is None and source is None and um_per_px is None:
+        if site is None and source is None and um_per_px is None and not option:
             tree = draft_tree(folder, report=display)
             drafts, refused = tree.drafts, tree.refused
         else:
             name = site or site_name(folder.absolute().name)
-            drafts = {name: draft(folder, site=name, source=source, um_per_px=um_per_px, report=display)}
+            chosen = _options(option or [])
+            one_site = draft(folder, site=name, source=source, um_per_px=um_per_px, report=display, options=chosen)
+            drafts = {name: one_site}
         manifest = Manifest.concat([one.manifest for one in drafts.values()]).write(out)
     for name, one in drafts.items():
         sys.stdout.write(_describe(name, one))
@@ -67,6 +71,16 @@ def init(
         sys.stdout.write(f"\n{name}: left out. {cause.message}\n  fix: {cause.fix}\n")
     sys.stdout.write(f"\n{_written(out, manifest)}\nnext: morphfed data check {out}\n")
     return 1 if refused else 0
+
+
+def _options(given: list[str]) -> dict[str, str]:
+    from morphfed.core.errors import ConfigError
+
+    pairs = [text.partition("=") for text in given]
+    for (name, separator, value), text in zip(pairs, given, strict=True):
+        if not (name and separator and value):
+            raise ConfigError(f"--option {text}: not NAME=VALUE.", fix="write for example --option table=cells.csv.")
+    return {name: value for name, _, value in pairs}
 
 
 @app.command

@@ -34,12 +34,11 @@ dogwood = { path = "dogwood" }
 
 [data]
 root = "films"
-image_size = 64
+image_size = 48
 field_um = 22.0
 
 [model]
-name = "resnet10t"          # small, from scratch: the demo needs no download
-norm = "group"              # nothing about a camera is averaged
+name = "resnet10t"          # from scratch: the demo needs no download
 
 [train]
 lr = 2e-3
@@ -48,7 +47,7 @@ local_epochs = 2
 precision = "auto"
 
 [federation]
-rounds = 8
+rounds = 6
 
 [arms.local]
 [arms.centralised]
