@@ -152,6 +152,16 @@ def test_held_out_site_against_pooled_data_and_single_models(scope: str) -> None
     )
 
 
+def test_the_best_single_site_model_at_a_held_out_site_is_never_left_unsaid() -> None:
+    scores = {
+        (model, scope): value
+        for model, value in (("fedavg", 0.68), ("local/kampala", 0.77), ("local/munich", 0.33))
+        for scope in ("barcelona", "mean_held_out")
+    }
+    text = topic(said(study([], scores)), "took no part")
+    assert "The best of the 2 single-site models there, kampala's, reached 0.770 (0.720 to 0.820)." in text
+
+
 def test_no_held_out_site_claims_nothing_about_one() -> None:
     summary = said(study([], held_out=()))
     assert topic(summary, "took no part") == "No site was held out, so this run says nothing about a new site."

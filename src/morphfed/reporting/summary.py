@@ -151,7 +151,16 @@ def _held_out(r: Results) -> Finding | None:
     if pooled is not None and federated:
         base = _number(r.estimate(pooled, scope))
         text += f" Pooled data: {base}. {_against(r, federated, pooled, scope)}"
-    return Finding(topic, f"{text} {_against_mean(r, scope)}".strip())
+    return Finding(topic, " ".join(f"{text} {_against_mean(r, scope)} {_best_single(r, scope)}".split()))
+
+
+def _best_single(r: Results, scope: str) -> str:
+    """The local model that does best at a new site: nobody knows beforehand which, but a reader must see it."""
+    scores = {m: v for m in r.singles if (v := r.estimate(m, scope).value) is not None}
+    if len(scores) < 2:
+        return ""
+    best = max(scores, key=lambda m: scores[m])
+    return f"The best of the {len(scores)} single-site models there, {best.site}'s, reached {_number(r.estimate(best, scope))}."
 
 
 def _spread(r: Results) -> Finding | None:
