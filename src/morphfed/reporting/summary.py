@@ -160,7 +160,8 @@ def _best_single(r: Results, scope: str) -> str:
     if len(scores) < 2:
         return ""
     best = max(scores, key=lambda m: scores[m])
-    return f"The best of the {len(scores)} single-site models there, {best.site}'s, reached {_number(r.estimate(best, scope))}."
+    reached = _number(r.estimate(best, scope))
+    return f"The best of the {len(scores)} single-site models there, {best.site}'s, reached {reached}."
 
 
 def _spread(r: Results) -> Finding | None:
