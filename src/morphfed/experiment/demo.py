@@ -12,7 +12,7 @@ CLASSES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
 
 # Class mixes differ as they do between hospitals; the third laboratory hardly sees a basophil.
 COUNTS = {
-    "alder": dict(zip(CLASSES, (60, 60, 60, 60, 60), strict=True)),
+    "alder": dict(zip(CLASSES, (45, 45, 45, 45, 45), strict=True)),
     "birch": dict(zip(CLASSES, (90, 40, 25, 15, 8), strict=True)),
     "cedar": dict(zip(CLASSES, (70, 35, 25, 30, 4), strict=True)),
     "dogwood": dict(zip(CLASSES, (40, 30, 25, 25, 20), strict=True)),
@@ -47,7 +47,7 @@ local_epochs = 2
 precision = "auto"
 
 [federation]
-rounds = 6
+rounds = 5
 
 [arms.local]
 [arms.centralised]
