@@ -30,6 +30,7 @@ from morphfed.federation.loop import FederationConfig, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.backbone import ModelConfig, build
+from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet
@@ -85,7 +86,8 @@ def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch
     """The arm as a study runs it, checkpoints on disk included."""
     named = ALGORITHMS[algorithm]
     config = named.config()
-    workspace = Workspace.of(setting.model, "batch")
+    layout = Layout.of(setting.model, setting.backbone.head)
+    workspace = Workspace.of(setting.model, layout)
     trainer = Trainer(
         setting.config,
         mean=setting.backbone.mean,
@@ -113,7 +115,7 @@ def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch
     ]
     loop = RoundLoop(
         FederationConfig(rounds=setting.rounds),
-        coordinator=named.coordinator(config, {k: state[k] for k in workspace.travels}),
+        coordinator=named.coordinator(config, {k: state[k] for k in workspace.travels}, layout),
         transport=InProcess(sites),
         store=CheckpointStore(folder, "benchmark"),
     )

@@ -16,6 +16,7 @@ from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import FederationConfig, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.transports.inprocess import InProcess
+from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet
@@ -83,15 +84,18 @@ class Federation:
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
         self.model = make_model()
-        self.workspace = Workspace.of(self.model, norm)  # type: ignore[arg-type]
         named = ALGORITHMS[algorithm]
         config = named.config(**(keys or {}))
+        self.layout = Layout.of(self.model, head=("6.weight", "6.bias"))
+        going = named.travels(config, self.layout)
+        if norm == "local":
+            going = tuple(name for name in going if name not in self.layout.norms)
+        self.workspace = Workspace.of(self.model, self.layout, going)
         settings = TrainConfig(**{**TRAIN, **(train or {})})
         trainer = Trainer(settings, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"), seed=seed)
         state = self.model.state_dict()
-        declaration = Declaration(
-            {k: Spec.of(state[k]) for k in self.workspace.travels}, UPLOAD_METRICS, "test", VALIDATION_METRICS
-        )
+        uploads = named.uploads(config, {k: Spec.of(state[k]) for k in self.workspace.travels})
+        declaration = Declaration(uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS)
         self.sites = [
             Site(
                 name,
@@ -106,7 +110,7 @@ class Federation:
             )
             for i, (name, n) in enumerate(sizes.items())
         ]
-        self.coordinator = named.coordinator(config, {k: state[k].clone() for k in self.workspace.travels})
+        self.coordinator = named.coordinator(config, {k: state[k].clone() for k in going}, self.layout)
         self.transport = InProcess(self.sites)
         self.store = CheckpointStore(folder, "study") if folder else None
         self.loop = RoundLoop(
@@ -114,6 +118,7 @@ class Federation:
             coordinator=self.coordinator,
             transport=self.transport,
             store=self.store,
+            expected=uploads,
         )
 
 

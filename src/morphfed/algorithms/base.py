@@ -7,22 +7,50 @@ Both halves know neither the transport nor the command line. A module of this pa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from morphfed.core.config import Config
 from morphfed.core.registry import Registry
-from morphfed.core.types import Tensors, Upload
+from morphfed.core.types import Spec, Tensors, Upload
+from morphfed.models.layout import Layout
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from morphfed.training.trainer import AfterBackward, FitReport
+    from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport
+
+Specs = Mapping[str, Spec]
+"""Name → shape and dtype."""
 
 
 class AlgorithmConfig(Config):
     """Base of the algorithms' configurations: frozen, unknown keys refused."""
+
+
+class Fit(Protocol):
+    """Trains the site's network; what :attr:`SiteWork.fit` is."""
+
+    def __call__(
+        self,
+        *,
+        after_backward: AfterBackward | None = None,
+        extra_loss: ExtraLoss | None = None,
+        only: Collection[str] | None = None,
+        epochs: int | None = None,
+        slot: str = "model",
+    ) -> FitReport:
+        """Train.
+
+        Args:
+            after_backward: changes the gradients of each step.
+            extra_loss: a term that is added to the task's loss in each step.
+            only: parameters to train; the others stay as they are. None: all.
+            epochs: passes over the site's training part; None: ``train.local_epochs``.
+            slot: which of the site's optimisers; a half that trains two models, or two parts in turn, names each.
+        """
+        ...
 
 
 @dataclass
@@ -33,29 +61,64 @@ class SiteWork:
         site: the site's name.
         round: from 1.
         model: the network, already filled with the download and with the site's private parts.
+        layout: what its keys are.
         travels: state-dict keys that go to and fro.
-        fit: trains ``model`` for this round's local epochs.
+        epochs: ``train.local_epochs``.
+        fit: trains ``model``.
+        loss: mean loss of ``model`` as it stands over the training part, without augmentation.
+        load: copies named values into ``model``.
         state: private tensors that the half keeps between rounds; they are stored at the site and never leave.
     """
 
     site: str
     round: int
     model: nn.Module
+    layout: Layout
     travels: tuple[str, ...]
-    fit: Callable[[AfterBackward | None], FitReport]
+    epochs: int
+    fit: Fit
+    loss: Callable[[], float]
+    load: Callable[[Tensors], None]
     state: Tensors = field(default_factory=dict)
+
+    def current(self) -> Tensors:
+        """What travels, as it stands: references into ``model``."""
+        state = self.model.state_dict()
+        return {name: state[name] for name in self.travels}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a site half gives back.
+
+    Attributes:
+        tensors: to upload; references are allowed until the next site trains.
+        report: steps, images and loss, summed over all that was trained.
+        numbers: further numbers to upload, all named in ``Algorithm.numbers``.
+    """
+
+    tensors: Tensors
+    report: FitReport
+    numbers: dict[str, float] = field(default_factory=dict)
 
 
 class SiteHalf(ABC):
     """What a site does with a download."""
 
     @abstractmethod
-    def train(self, work: SiteWork, download: Tensors) -> tuple[Tensors, FitReport]:
-        """Train, and return what is uploaded: references into ``work.model``, no copies."""
+    def train(self, work: SiteWork, download: Tensors) -> Answer:
+        """Train, and return what is uploaded."""
+
+    def personal(self, state: Tensors) -> Tensors:
+        """Values that this site's own model has in place of the download's, from its private state; {}: none."""
+        return {}
 
 
 class CoordinatorHalf(ABC):
-    """What the coordinator sends, and how it folds uploads in as they arrive."""
+    """What the coordinator sends, and how it folds uploads in as they arrive.
+
+    Every site of the study is in every cohort; one whose upload is missing or was rejected is never folded in.
+    """
 
     @abstractmethod
     def download(self, site: str) -> Tensors:
@@ -96,6 +159,16 @@ class Facts:
     cost: str
 
 
+def everything(config: AlgorithmConfig, layout: Layout) -> tuple[str, ...]:
+    """All that is trained travels."""
+    return layout.order
+
+
+def the_same(config: AlgorithmConfig, specs: Specs) -> Specs:
+    """An upload holds what travels, and nothing else."""
+    return specs
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A named pair of halves.
@@ -107,9 +180,13 @@ class Algorithm:
         equation: its core, in the paper's symbols.
         config: model of its keys.
         site: builds the site half.
-        coordinator: builds the coordinator half from the initial global tensors.
+        coordinator: builds the coordinator half from the initial global tensors and the network's layout.
         facts: what travels and what it costs.
         kind: ``federated``, or ``baseline`` for arms that move no model between sites.
+        travels: keys of the network that go to and fro; the others stay at each site. Default: all that are trained.
+        uploads: what one upload holds, from the specs of what travels. Default: the same.
+        numbers: names of numbers that go with an upload beyond those of every algorithm.
+        newcomer: what a site that took no part uses, in words; empty: the method defines nothing for it.
     """
 
     name: str
@@ -118,9 +195,13 @@ class Algorithm:
     equation: str
     config: type[AlgorithmConfig]
     site: Callable[[AlgorithmConfig], SiteHalf]
-    coordinator: Callable[[AlgorithmConfig, Tensors], CoordinatorHalf]
+    coordinator: Callable[[AlgorithmConfig, Tensors, Layout], CoordinatorHalf]
     facts: Facts
     kind: Literal["federated", "baseline"] = "federated"
+    travels: Callable[[AlgorithmConfig, Layout], tuple[str, ...]] = everything
+    uploads: Callable[[AlgorithmConfig, Specs], Specs] = the_same
+    numbers: frozenset[str] = frozenset()
+    newcomer: str = "the global model"
 
     def __reduce__(self) -> tuple[object, ...]:
         # A worker process finds the algorithm by its name in its own registry; the halves need not be picklable.

@@ -9,6 +9,7 @@ from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Fac
 from morphfed.algorithms.fedavg import PlainSite
 from morphfed.algorithms.mean import Averaging
 from morphfed.core.types import Tensors
+from morphfed.models.layout import Layout
 
 
 class LocalConfig(AlgorithmConfig):
@@ -19,7 +20,7 @@ class CentralisedConfig(AlgorithmConfig):
     """``centralised`` has no keys."""
 
 
-def _keep(config: AlgorithmConfig, initial: Tensors) -> Averaging:
+def _keep(config: AlgorithmConfig, initial: Tensors, layout: Layout) -> Averaging:
     # The mean of one model is that model, bit for bit.
     return Averaging(initial, weighting="uniform")
 

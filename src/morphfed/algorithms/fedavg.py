@@ -10,10 +10,10 @@ from typing import cast
 
 from pydantic import Field
 
-from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Facts, SiteHalf, SiteWork
+from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork
 from morphfed.algorithms.mean import Averaging, Weighting
 from morphfed.core.types import Tensors
-from morphfed.training.trainer import FitReport
+from morphfed.models.layout import Layout
 
 
 class FedAvgConfig(AlgorithmConfig):
@@ -25,14 +25,13 @@ class FedAvgConfig(AlgorithmConfig):
 class PlainSite(SiteHalf):
     """Train on the site's own images; upload the model."""
 
-    def train(self, work: SiteWork, download: Tensors) -> tuple[Tensors, FitReport]:
+    def train(self, work: SiteWork, download: Tensors) -> Answer:
         """One round of plain training."""
-        report = work.fit(None)
-        state = work.model.state_dict()
-        return {name: state[name] for name in work.travels}, report
+        report = work.fit()
+        return Answer(work.current(), report)
 
 
-def averaging(config: AlgorithmConfig, initial: Tensors) -> Averaging:
+def averaging(config: AlgorithmConfig, initial: Tensors, layout: Layout) -> Averaging:
     """The coordinator half that FedAvg and its relatives share."""
     return Averaging(initial, weighting=cast("FedAvgConfig", config).weighting)
 

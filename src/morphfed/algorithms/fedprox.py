@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from pydantic import Field
 
-from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Facts, SiteHalf, SiteWork
+from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork
 from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging
 from morphfed.core.types import Tensors
-from morphfed.training.trainer import AfterBackward, FitReport
+from morphfed.training.trainer import AfterBackward
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,13 +60,12 @@ class ProximalSite(SiteHalf):
     def __init__(self, mu: float) -> None:
         self._mu = mu
 
-    def train(self, work: SiteWork, download: Tensors) -> tuple[Tensors, FitReport]:
+    def train(self, work: SiteWork, download: Tensors) -> Answer:
         """One round of proximal training; with μ = 0 exactly the plain one."""
         if self._mu == 0:
             return PlainSite().train(work, download)
-        report = work.fit(proximal_gradient(work.model, download, self._mu))
-        state = work.model.state_dict()
-        return {name: state[name] for name in work.travels}, report
+        report = work.fit(after_backward=proximal_gradient(work.model, download, self._mu))
+        return Answer(work.current(), report)
 
 
 def _site(config: AlgorithmConfig) -> ProximalSite:

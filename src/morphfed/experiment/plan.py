@@ -65,16 +65,15 @@ def _network(resolved: Resolved, arm: Arm, *, measure: bool) -> dict[str, Any]:
     import torch
 
     from morphfed.core.types import nbytes
-    from morphfed.federation.site import Workspace
     from morphfed.models.backbone import build
+    from morphfed.models.layout import Layout
     from morphfed.training.precision import faster_precision, step_seconds
 
     size = resolved.study.data.image_size
-    network = build(
-        arm.model, classes=len(resolved.study.classes), image_size=size, seed=0, folder=resolved.folder
-    ).module
+    backbone = build(arm.model, classes=len(resolved.study.classes), image_size=size, seed=0, folder=resolved.folder)
+    network = backbone.module
     state = network.state_dict()
-    travels = Workspace.of(network, arm.model.norm).travels
+    travels = arm.travelling(Layout.of(network, backbone.head))
     found: dict[str, Any] = {
         "parameters": sum(p.numel() for p in network.parameters()),
         "megabytes": nbytes({name: state[name] for name in travels}) / 1e6,

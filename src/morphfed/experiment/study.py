@@ -15,6 +15,7 @@ from morphfed.core.config import Config, override, read_toml, validate
 from morphfed.core.errors import ConfigError, did_you_mean
 from morphfed.federation.loop import FederationConfig
 from morphfed.models.backbone import ModelConfig
+from morphfed.models.layout import Layout
 from morphfed.training.config import TrainConfig
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -132,6 +133,11 @@ class Arm:
     model: ModelConfig
     train: TrainConfig
     federation: FederationConfig
+
+    def travelling(self, layout: Layout) -> tuple[str, ...]:
+        """Keys that cross a site's border: what the algorithm sends, less site-local normalisation."""
+        going = self.algorithm.travels(self.config, layout)
+        return tuple(k for k in going if k not in layout.norms) if self.model.norm == "local" else going
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""

@@ -19,17 +19,21 @@ from morphfed.evaluation.predictions import Predictions, write_predictions
 from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
-from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
+from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
 from morphfed.models.backbone import Backbone, build
+from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
 from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.trainer import Trainer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
+    from morphfed.algorithms.base import SiteHalf
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.study import Arm, Study
 
@@ -74,16 +78,19 @@ def train_unit(
     if arm.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     trainer = Trainer(arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed)
-    # A model trained at one site alone has nothing site-local: its norms are part of it.
-    workspace = Workspace.of(model, arm.model.norm if unit.moves else "batch")
+    layout = Layout.of(model, backbone.head)
+    # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
+    workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    sites = _sites(unit, arm, prepared, trainer, workspace, study, folder)
+    uploads = arm.algorithm.uploads(arm.config, {name: Spec.of(initial[name]) for name in workspace.travels})
+    sites = _sites(unit, arm, prepared, trainer, workspace, uploads, folder)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(
         arm.federation,
-        coordinator=arm.algorithm.coordinator(arm.config, {k: initial[k] for k in workspace.travels}),
+        coordinator=arm.algorithm.coordinator(arm.config, {k: initial[k] for k in workspace.travels}, layout),
         transport=InProcess(sites, report=report, task=unit.key),
         store=store,
+        expected=uploads,
         moves=unit.moves,
         report=report,
         task=unit.key,
@@ -94,9 +101,9 @@ def train_unit(
     chosen = (
         (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
     )
-    found = _predict(unit, study, prepared, trainer, workspace, *chosen)
+    found = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
     write_predictions(folder / "predictions.parquet", found)
-    _finish(unit, study, arm, outcome, model, folder)
+    _finish(unit, study, arm, outcome, model, layout, folder)
 
 
 def _sites(
@@ -105,13 +112,12 @@ def _sites(
     prepared: Prepared,
     trainer: Trainer,
     workspace: Workspace,
-    study: Study,
+    uploads: Mapping[str, Spec],
     folder: Path,
 ) -> list[Site]:
-    state = workspace.model.state_dict()
     declaration = Declaration(
-        {name: Spec.of(state[name]) for name in workspace.travels},
-        UPLOAD_METRICS,
+        uploads,
+        UPLOAD_METRICS | arm.algorithm.numbers,
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
         VALIDATION_METRICS,
     )
@@ -188,6 +194,7 @@ def _save_models(
 
 def _predict(
     unit: Unit,
+    arm: Arm,
     study: Study,
     prepared: Prepared,
     trainer: Trainer,
@@ -196,13 +203,14 @@ def _predict(
     sites: dict[str, Tensors],
 ) -> dict[str, Predictions]:
     found = {}
+    half = arm.algorithm.site(arm.config)
     for name in study.sites:
         data = prepared.sets[name]["test"]
-        if not len(data):
+        takes_part = name in unit.trained_on or unit.pooled or not unit.moves
+        if not len(data) or not (takes_part or arm.algorithm.newcomer):
             continue
         workspace.load(model)
-        if workspace.local:
-            _load_local(workspace, trainer, data, sites.get(name))
+        _load_own(workspace, trainer, data, half, sites.get(name))
         found[name] = Predictions(
             classes=study.classes,
             ids=data.ids.astype(str),
@@ -214,24 +222,23 @@ def _predict(
     return found
 
 
-def _load_local(workspace: Workspace, trainer: Trainer, data: ImageSet, state: Tensors | None) -> None:
-    """A training site uses its own norms; a newcomer re-estimates them on its own images, without labels."""
+def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: SiteHalf, state: Tensors | None) -> None:
+    """A training site uses its own parts; a newcomer re-estimates norms on its own images, without labels."""
     if state is not None:
-        local = {k.removeprefix("local/"): v for k, v in state.items() if k.startswith("local/")}
-        workspace.load(local)
-        return
-    workspace.load(workspace.fresh)
-    trainer.restimate_norms(workspace.model, data)
+        workspace.load(under("local/", state))
+        workspace.load(half.personal(under("algorithm/", state)))
+    elif workspace.local:
+        workspace.load(workspace.fresh)
+        trainer.restimate_norms(workspace.model, data)
 
 
-def _finish(unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.nn.Module, folder: Path) -> None:
+def _finish(
+    unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.nn.Module, layout: Layout, folder: Path
+) -> None:
     progress = outcome.progress
     warnings = list(progress.warnings)
-    if arm.model.norm == "local" and unit.moves and study.held_out:
-        warnings.append(
-            "normalisation is site-local: at held-out sites its statistics were re-estimated on that site's own "
-            "unlabelled images (adaptation)"
-        )
+    if unit.moves and study.held_out:
+        warnings += _about_newcomers(arm, layout)
     entry = {
         "arm": unit.arm,
         "seed": unit.seed,
@@ -247,6 +254,18 @@ def _finish(unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.n
         "warnings": warnings,
     }
     write_json(folder / DONE, entry)
+
+
+def _about_newcomers(arm: Arm, layout: Layout) -> list[str]:
+    if not arm.algorithm.newcomer:
+        return [f"{arm.algorithm.title} defines no model for a site that took no part: it has no held-out figures"]
+    said = [f"held-out sites use {arm.algorithm.newcomer}"] if arm.algorithm.newcomer != "the global model" else []
+    if arm.model.norm == "local" and layout.norms:
+        said.append(
+            "normalisation is site-local: at held-out sites its statistics were re-estimated on that site's own "
+            "unlabelled images (adaptation)"
+        )
+    return said
 
 
 def read_unit(unit: Unit, run: Path) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from morphfed.federation.validate import check_upload
 from morphfed.privacy.egress import upload_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from morphfed.algorithms.base import CoordinatorHalf
     from morphfed.federation.transports.base import Metrics, Transport
 
@@ -75,6 +77,7 @@ class RoundLoop:
         coordinator: the algorithm's coordinator half.
         transport: reaches the sites.
         store: checkpoints; None keeps none (benchmarks).
+        expected: what an upload must hold; None: the same as the site's download.
         moves: whether models really cross a site's border (not in the local and centralised arms); only then bytes
             are counted.
         report: progress.
@@ -88,12 +91,14 @@ class RoundLoop:
         coordinator: CoordinatorHalf,
         transport: Transport,
         store: CheckpointStore | None,
+        expected: Mapping[str, Spec] | None = None,
         moves: bool = True,
         report: Reporter = silent,
         task: str = "rounds",
     ) -> None:
         self._config, self._coordinator, self._transport = config, coordinator, transport
         self._store, self._moves, self._report, self._task = store, moves, report, task
+        self._expected = expected
         self._progress = Progress()
         self._best: Tensors = {}
         self._best_sites: dict[str, Tensors] = {}
@@ -138,7 +143,7 @@ class RoundLoop:
         waiting = iter(downloads)
         for answer in self._transport.train(number, self._config.rounds, downloads):
             site = next(waiting)
-            specs = {name: Spec.of(tensor) for name, tensor in downloads[site].items()}
+            specs = self._expected or {name: Spec.of(tensor) for name, tensor in downloads[site].items()}
             try:
                 if isinstance(answer, Failure):
                     raise UploadRejectedError(answer.reason, fix="see the site's training settings.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,15 @@ from torch import nn
 
 from morphfed.algorithms.base import SiteHalf, SiteWork
 from morphfed.core.types import Tensors, Upload
-from morphfed.models.norm import norm_keys
+from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
 from morphfed.training.optimise import export_state, import_state, make_optimizer
-from morphfed.training.trainer import AfterBackward, FitReport, Trainer
+from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport, Trainer
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from morphfed.models.norm import Norm
     from morphfed.training.dataset import ImageSet
 
 UPLOAD_METRICS = frozenset({"loss", "steps", "images"})
@@ -39,34 +39,32 @@ class Workspace:
 
     Attributes:
         model: the network.
-        travels: floating-point state-dict keys that go to and fro.
-        local: keys that stay at each site (site-local normalisation).
+        layout: what its keys are.
+        travels: state-dict keys that go to and fro.
+        local: keys that are trained and stay at each site (site-local normalisation, a personal head).
         fresh: values that the local keys have at a site before its first round.
     """
 
     model: nn.Module
+    layout: Layout
     travels: tuple[str, ...]
     local: tuple[str, ...]
     fresh: Tensors
 
     @classmethod
-    def of(cls, model: nn.Module, norm: Norm) -> Workspace:
-        """Split a network's state into what travels and what stays.
-
-        Integer buffers (counters, index tables) do neither: they are no weights, and are part of the architecture.
-        """
+    def of(cls, model: nn.Module, layout: Layout, travels: Sequence[str] | None = None) -> Workspace:
+        """Split what is trained into what travels (None: all of it) and what stays."""
+        going = layout.order if travels is None else tuple(travels)
+        local = layout.without(going)
         state = model.state_dict()
-        stay = norm_keys(model) if norm == "local" else frozenset()
-        floating = [name for name, tensor in state.items() if tensor.is_floating_point()]
-        local = tuple(name for name in floating if name in stay)
-        travels = tuple(name for name in floating if name not in stay)
-        return cls(model, travels, local, {name: state[name].clone() for name in local})
+        return cls(model, layout, going, local, {name: state[name].clone() for name in local})
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy values into the network."""
-        state = self.model.state_dict()
-        torch._foreach_copy_([state[name] for name in tensors], list(tensors.values()))
+        if tensors:
+            state = self.model.state_dict()
+            torch._foreach_copy_([state[name] for name in tensors], list(tensors.values()))
 
     def local_parts(self) -> Tensors:
         """Copies of the parts that stay."""
@@ -109,7 +107,7 @@ class Site:
         self._half, self._gate, self._measure = half, gate, measure
         self._keep_optimizer = keep_optimizer
         self._local: Tensors = dict(workspace.fresh)
-        self._optimizer_state: Tensors = {}
+        self._optimizer_states: dict[str, Tensors] = {}
         self._private: Tensors = {}
 
     def train(self, round_number: int, rounds: int, download: Tensors) -> Upload:
@@ -119,36 +117,65 @@ class Site:
             TrainingError: the loss is not finite.
             PrivacyError: the algorithm tried to send what it did not declare.
         """
-        self.load_model(download)
-        model = self._workspace.model
-        optimizer = make_optimizer(self._trainer.config, model)
-        if self._keep_optimizer and self._optimizer_state:
-            import_state(optimizer, self._optimizer_state)
-
-        def fit(after_backward: AfterBackward | None) -> FitReport:
-            return self._trainer.fit(
-                model,
-                optimizer,
-                self._train,
-                site=self.name,
-                round_number=round_number,
-                rounds=rounds,
-                after_backward=after_backward,
-            )
-
-        work = SiteWork(self.name, round_number, model, self._workspace.travels, fit, self._private)
-        tensors, report = self._half.train(work, download)
+        self._load_shared(download)
+        answer = self._half.train(self._work(round_number, rounds), download)
         self._local = self._workspace.local_parts()
-        if self._keep_optimizer:
-            self._optimizer_state = {k: v.clone() for k, v in export_state(optimizer).items()}
-        metrics = {"loss": report.loss, "steps": float(report.steps), "images": float(report.images)}
-        return self._gate.release(Upload(self.name, round_number, tensors, float(len(self._train)), metrics))
+        report = answer.report
+        metrics = {"loss": report.loss, "steps": float(report.steps), "images": float(report.images), **answer.numbers}
+        return self._gate.release(Upload(self.name, round_number, answer.tensors, float(len(self._train)), metrics))
+
+    def _work(self, round_number: int, rounds: int) -> SiteWork:
+        model = self._workspace.model
+
+        def fit(
+            *,
+            after_backward: AfterBackward | None = None,
+            extra_loss: ExtraLoss | None = None,
+            only: Collection[str] | None = None,
+            epochs: int | None = None,
+            slot: str = "model",
+        ) -> FitReport:
+            with training_only(model, only):
+                optimizer = make_optimizer(self._trainer.config, model)
+                if self._keep_optimizer and self._optimizer_states.get(slot):
+                    import_state(optimizer, self._optimizer_states[slot])
+                report = self._trainer.fit(
+                    model,
+                    optimizer,
+                    self._train,
+                    site=self.name,
+                    round_number=round_number,
+                    rounds=rounds,
+                    after_backward=after_backward,
+                    extra_loss=extra_loss,
+                    epochs=epochs,
+                    slot=slot,
+                )
+            if self._keep_optimizer:
+                self._optimizer_states[slot] = {k: v.clone() for k, v in export_state(optimizer).items()}
+            return report
+
+        return SiteWork(
+            site=self.name,
+            round=round_number,
+            model=model,
+            layout=self._workspace.layout,
+            travels=self._workspace.travels,
+            epochs=self._trainer.config.local_epochs,
+            fit=fit,
+            loss=lambda: self._trainer.loss(model, self._train),
+            load=self._workspace.load,
+            state=self._private,
+        )
+
+    def _load_shared(self, download: Tensors) -> None:
+        self._workspace.load({name: download[name] for name in self._workspace.travels})
+        self._workspace.load(self._local)
 
     def load_model(self, download: Tensors) -> None:
-        """Fill the workspace with a global model and this site's own parts."""
-        self._workspace.load(download)
-        if self._local:
-            self._workspace.load(self._local)
+        """Fill the workspace with the model that this site uses: the download, its own parts, its personal model."""
+        self._load_shared(download)
+        self._workspace.load(self._half.personal(self._private))
 
     def evaluate(self, round_number: int, download: Tensors) -> dict[str, dict[str, float]]:
         """Validation metrics of the model as this site would use it; empty sets are left out.
@@ -168,16 +195,43 @@ class Site:
         """Private tensors by kind: ``local/…``, ``optimizer/…``, ``algorithm/…``."""
         return {
             **{f"local/{k}": v for k, v in self._local.items()},
-            **{f"optimizer/{k}": v for k, v in self._optimizer_state.items()},
+            **{f"optimizer/{s}/{k}": v for s, state in self._optimizer_states.items() for k, v in state.items()},
             **{f"algorithm/{k}": v for k, v in self._private.items()},
         }
 
     def load_state(self, tensors: Tensors) -> None:
         """Inverse of :meth:`state`."""
-        self._local = {**self._workspace.fresh, **_under("local/", tensors)}
-        self._optimizer_state = _under("optimizer/", tensors)
-        self._private = _under("algorithm/", tensors)
+        self._local = {**self._workspace.fresh, **under("local/", tensors)}
+        self._optimizer_states = {}
+        for name, tensor in under("optimizer/", tensors).items():
+            slot, _, key = name.partition("/")
+            self._optimizer_states.setdefault(slot, {})[key] = tensor
+        self._private = under("algorithm/", tensors)
 
 
-def _under(prefix: str, tensors: Tensors) -> Tensors:
+@contextmanager
+def training_only(model: nn.Module, names: Collection[str] | None) -> Iterator[None]:
+    """Within, only the parameters ``names`` are trained; None leaves all as they are.
+
+    Raises:
+        ValueError: a name that is no trained parameter.
+    """
+    if names is None:
+        yield
+        return
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if unknown := sorted(set(names) - set(trained)):
+        raise ValueError(f"not trained here: {', '.join(unknown[:3])}")
+    try:
+        for name, parameter in trained.items():
+            parameter.requires_grad_(name in names)
+        yield
+    finally:
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+
+
+def under(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names start with ``prefix``, without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -21,6 +21,14 @@ def batch_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, _BATCH))
 
 
+def frozen_norms(model: nn.Module) -> Iterator[nn.Module]:
+    """Batch norms that have weights, none of them trained: their statistics must not move either."""
+    for _, layer in batch_norms(model):
+        own = list(layer.parameters(recurse=False))
+        if own and not any(p.requires_grad for p in own):
+            yield layer
+
+
 def norm_keys(model: nn.Module) -> frozenset[str]:
     """State-dict keys (weights, biases, statistics, counters) of every normalisation layer."""
     keys = set()

@@ -14,6 +14,7 @@ from torch import nn
 from morphfed.core.errors import TrainingError
 from morphfed.core.seeding import derive, numpy_stream, torch_stream
 from morphfed.data.augment import Augment
+from morphfed.models.norm import frozen_norms
 from morphfed.tasks.classification import make_loss
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 AfterBackward = Callable[[nn.Module], None]
 """Changes gradients between ``backward`` and the clipping, for example adds a proximal term's gradient."""
+
+ExtraLoss = Callable[["Tensor", "Tensor"], "Tensor"]
+"""A term added to the task's loss, from the batch: images ``(n, 3, S, S)``, normalised, and logits ``(n, C)``."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,12 @@ class FitReport:
     loss: float
     steps: int
     images: int
+
+
+def _train_mode(model: nn.Module) -> None:
+    model.train()
+    for layer in frozen_norms(model):
+        layer.eval()
 
 
 class Trainer:
@@ -76,8 +86,11 @@ class Trainer:
         round_number: int,
         rounds: int,
         after_backward: AfterBackward | None = None,
+        extra_loss: ExtraLoss | None = None,
+        epochs: int | None = None,
+        slot: str = "model",
     ) -> FitReport:
-        """Train for ``local_epochs`` passes.
+        """Train for ``local_epochs`` passes; parameters without ``requires_grad`` stay, and so do their norms.
 
         Args:
             model: changed in place.
@@ -87,6 +100,9 @@ class Trainer:
             round_number: from 1.
             rounds: in all; places this round on the learning-rate schedule.
             after_backward: an algorithm's change to the gradients.
+            extra_loss: an algorithm's further term.
+            epochs: passes, in place of ``local_epochs``.
+            slot: one of several trainings of a site in the same round; each has random streams of its own.
 
         Raises:
             TrainingError: the loss is not finite; names site, round and step.
@@ -94,33 +110,37 @@ class Trainer:
         config = self.config
         criterion = make_loss(config.loss, torch.from_numpy(data.class_counts))
         batches = -(-len(data) // config.batch_size)
-        total_steps = rounds * config.local_epochs * batches
-        step = (round_number - 1) * config.local_epochs * batches
+        passes = config.local_epochs if epochs is None else epochs
+        total_steps = rounds * passes * batches
+        step = (round_number - 1) * passes * batches
+        stream = site if slot == "model" else f"{site}/{slot}"
         loss_sum = torch.zeros((), device=self.device)
-        model.train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        _train_mode(model)
         # Layers that draw (dropout) use the global generator: give each site and round its own state of it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(derive(self.seed, "dropout", site, round_number))
-            for images, labels in self._batches(data, site, round_number):
+            torch.manual_seed(derive(self.seed, "dropout", stream, round_number))
+            for images, labels in self._batches(data, stream, round_number, passes):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step / total_steps)
                 with self._autocast():
                     logits = model(images)
                 loss = criterion(logits.float(), labels)
+                objective = loss if extra_loss is None else loss + extra_loss(images, logits)
                 optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
+                torch.autograd.backward(objective)
                 if after_backward is not None:
                     after_backward(model)
                 if config.clip > 0:
-                    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                    nn.utils.clip_grad_norm_(trained, config.clip)
                 optimizer.step()
                 step += 1
                 loss_sum += loss.detach() * len(labels)
                 self._check(loss_sum, site, round_number, step)
-        images_seen = config.local_epochs * len(data)
+        images_seen = passes * len(data)
         mean_loss = float(loss_sum) / images_seen
         self._check(loss_sum, site, round_number, step, final=True)
-        return FitReport(mean_loss, config.local_epochs * batches, images_seen)
+        return FitReport(mean_loss, passes * batches, images_seen)
 
     def _check(self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False) -> None:
         # Reading a GPU tensor waits for the device, so there it is read once, at the end.
@@ -130,11 +150,11 @@ class Trainer:
                 fix="lower train.lr, set train.clip = 1.0, or use train.precision = 'fp32'.",
             )
 
-    def _batches(self, data: ImageSet, site: str, round_number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, data: ImageSet, stream: str, round_number: int, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of nearly equal size: no batch of one image, which batch normalisation cannot take."""
-        generator = torch_stream(self.seed, "augment", site, round_number)
-        for epoch in range(self.config.local_epochs):
-            order = numpy_stream(self.seed, "order", site, round_number, epoch).permutation(len(data))
+        generator = torch_stream(self.seed, "augment", stream, round_number)
+        for epoch in range(passes):
+            order = numpy_stream(self.seed, "order", stream, round_number, epoch).permutation(len(data))
             for where in np.array_split(order, -(-len(data) // self.config.batch_size)):
                 pixels, labels = data.batch(where)
                 images = self._augment(self._float(pixels), generator)
@@ -164,6 +184,13 @@ class Trainer:
                 logits = model(images)
             out[where] = torch.softmax(logits.float(), dim=1).cpu().numpy()
         return out
+
+    def loss(self, model: nn.Module, data: ImageSet) -> float:
+        """Mean training loss of ``model`` over ``data``, without augmentation and in evaluation mode."""
+        probabilities = torch.from_numpy(self.predict(model, data))
+        criterion = make_loss(self.config.loss, torch.from_numpy(data.class_counts))
+        # Every loss here is one of logits up to a constant per image, and log p is such a logit.
+        return float(criterion(probabilities.clamp(min=1e-12).log(), torch.from_numpy(data.labels)))
 
     @torch.no_grad()
     def restimate_norms(self, model: nn.Module, data: ImageSet, *, batch_size: int = 128) -> None:

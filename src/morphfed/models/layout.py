@@ -1,0 +1,73 @@
+"""What the keys of a network's state dict are: weights, running statistics, normalisation, classifier.
+
+Found by module type and by what autograd trains, never by a key's spelling. Algorithms decide by these sets what
+travels, and which tensors a server optimiser, a median or noise may touch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from morphfed.models.norm import frozen_norms, norm_keys
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Floating-point state-dict keys of a network by kind.
+
+    Integer buffers (counters, index tables) are in none of them: they are no weights, and are part of the
+    architecture. Neither are weights that are not trained, nor the statistics of layers that are not.
+
+    Attributes:
+        order: every key that training changes, in the order of the state dict.
+        parameters: trained weights.
+        statistics: buffers that training changes: running means and variances.
+        norms: keys of normalisation layers, weights and statistics.
+        head: keys of the classifier.
+    """
+
+    order: tuple[str, ...]
+    parameters: frozenset[str]
+    statistics: frozenset[str]
+    norms: frozenset[str]
+    head: frozenset[str]
+
+    @classmethod
+    def of(cls, model: nn.Module, head: Iterable[str] = ()) -> Layout:
+        """Sort the keys of ``model``; ``head`` names its classifier's (``models.backbone.Backbone.head``)."""
+        state = model.state_dict()
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        fixed = {name for name, _ in model.named_parameters()} - trained
+        frozen = set(frozen_norms(model))
+        still = {f"{n}.{k}" if n else k for n, m in model.named_modules() if m in frozen for k in m.state_dict()}
+        order = tuple(k for k, t in state.items() if t.is_floating_point() and k not in fixed and k not in still)
+        parameters = frozenset(k for k in order if k in trained)
+        return cls(
+            order=order,
+            parameters=parameters,
+            statistics=frozenset(order) - parameters,
+            norms=norm_keys(model) & frozenset(order),
+            head=frozenset(head) & frozenset(order),
+        )
+
+    def without(self, keys: Iterable[str]) -> tuple[str, ...]:
+        """``order`` less ``keys``."""
+        stay = frozenset(keys)
+        return tuple(name for name in self.order if name not in stay)
+
+
+def head_module(model: nn.Module, layout: Layout) -> nn.Module:
+    """The classifier: the module that holds the first of ``layout.head``.
+
+    Raises:
+        ValueError: the layout names no head.
+    """
+    first = next((name for name in layout.order if name in layout.head), None)
+    if first is None:
+        raise ValueError("this network's classifier is not known")
+    return model.get_submodule(first.rpartition(".")[0])
