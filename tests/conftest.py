@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.federated import Federation
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -23,3 +25,9 @@ def shared_data() -> Path:
     if folder is None:
         pytest.skip("no real images here: set MORPHFED_SHARED or put them in ../shared/data")
     return folder
+
+
+@pytest.fixture
+def federation() -> Callable[..., Federation]:
+    """Builds a federation of three tiny sites."""
+    return Federation

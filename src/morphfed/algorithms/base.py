@@ -169,6 +169,11 @@ def the_same(config: AlgorithmConfig, specs: Specs) -> Specs:
     return specs
 
 
+def no_note(config: AlgorithmConfig, sites: int) -> str:
+    """Nothing special."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A named pair of halves.
@@ -187,6 +192,7 @@ class Algorithm:
         uploads: what one upload holds, from the specs of what travels. Default: the same.
         numbers: names of numbers that go with an upload beyond those of every algorithm.
         newcomer: what a site that took no part uses, in words; empty: the method defines nothing for it.
+        note: what the report must say of this method for a number of training sites; empty: nothing.
     """
 
     name: str
@@ -202,6 +208,7 @@ class Algorithm:
     uploads: Callable[[AlgorithmConfig, Specs], Specs] = the_same
     numbers: frozenset[str] = frozenset()
     newcomer: str = "the global model"
+    note: Callable[[AlgorithmConfig, int], str] = no_note
 
     def __reduce__(self) -> tuple[object, ...]:
         # A worker process finds the algorithm by its name in its own registry; the halves need not be picklable.

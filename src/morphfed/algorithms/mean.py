@@ -43,9 +43,9 @@ class RunningMean:
         new = [tensors[name].to(m.dtype) for name, m in self._mean.items()]
         torch._foreach_lerp_(mean, new, weight / self._weight)
 
-    def result(self) -> Tensors:
-        """The mean so far, in the dtypes of the uploads."""
-        return {name: m.to(self._dtypes[name]) for name, m in self._mean.items()}
+    def result(self, *, wide: bool = False) -> Tensors:
+        """The mean so far, in the dtypes of the uploads; ``wide`` leaves it in those of the sums."""
+        return {name: m if wide else m.to(self._dtypes[name]) for name, m in self._mean.items()}
 
     @property
     def empty(self) -> bool:

@@ -237,6 +237,8 @@ def _finish(
 ) -> None:
     progress = outcome.progress
     warnings = list(progress.warnings)
+    if unit.moves and (note := arm.algorithm.note(arm.config, len(unit.trained_on))):
+        warnings.append(note)
     if unit.moves and study.held_out:
         warnings += _about_newcomers(arm, layout)
     entry = {

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -120,8 +118,3 @@ class Federation:
             store=self.store,
             expected=uploads,
         )
-
-
-@pytest.fixture
-def federation() -> Callable[..., Federation]:
-    return Federation
