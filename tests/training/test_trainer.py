@@ -135,3 +135,24 @@ def test_a_loss_of_a_known_network_falls() -> None:
     first = t.fit(model, opt, data, site="a", round_number=1, rounds=2).loss
     second = t.fit(model, opt, data, site="a", round_number=2, rounds=2).loss
     assert second < first < math.log(3) * 1.5
+
+
+def test_eight_views_are_all_that_a_square_can_be_turned_and_mirrored_into() -> None:
+    from morphfed.training.trainer import _views
+
+    picture = torch.arange(9.0).reshape(1, 1, 3, 3)
+    found = {tuple(view.flatten().tolist()) for view in _views(picture, 8)}
+    assert len(found) == 8
+    assert {tuple(torch.rot90(torch.tensor(v).reshape(3, 3)).flatten().tolist()) for v in found} == found
+    assert [v.flatten().tolist() for v in _views(picture, 1)] == [list(range(9))]
+
+
+def test_prediction_over_views_is_the_mean_and_blind_to_turns() -> None:
+    data = image_set(6)
+    t, model = trainer(), network()
+    one = t.predict(model, data, views=8)
+    assert one.sum(axis=1) == pytest.approx(np.ones(6), abs=1e-5)
+    turned = image_set(6)
+    turned.store.pixels = np.ascontiguousarray(np.rot90(turned.store.pixels, axes=(1, 2)))  # type: ignore[attr-defined]
+    np.testing.assert_allclose(t.predict(model, turned, views=8), one, atol=1e-5)
+    assert not np.allclose(t.predict(model, turned), t.predict(model, data), atol=1e-4)

@@ -57,6 +57,7 @@ class EvaluationConfig(Config):
 
     resamples: int = Field(2000, ge=100, description="bootstrap resamples")
     images: bool = Field(True, description="show sample images and mistakes in the report")
+    views: Literal[1, 8] = Field(1, description="8: test predictions are means over turned and mirrored copies")
     use: Literal["best", "last"] = Field("best", description="which round's model is tested")
 
 

@@ -215,7 +215,7 @@ def _predict(
             classes=study.classes,
             ids=data.ids.astype(str),
             labels=data.labels,
-            probabilities=trainer.predict(workspace.model, data),
+            probabilities=trainer.predict(workspace.model, data, views=study.evaluation.views),
             clusters=data.clusters.astype(str),
             cluster_unit="patient" if prepared.cluster_units[name] == "patient" else "image",
         )

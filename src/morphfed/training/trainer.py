@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from morphfed.training.optimise import learning_rate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+
+Views = Literal[1, 8]
+"""Copies of a picture that a prediction is averaged over."""
 
 AfterBackward = Callable[[nn.Module], None]
 """Changes gradients between ``backward`` and the clipping, for example adds a proximal term's gradient."""
@@ -44,6 +47,18 @@ class FitReport:
     loss: float
     steps: int
     images: int
+
+
+def _views(images: Tensor, count: Views) -> Iterator[Tensor]:
+    """The pictures as they are; with 8, all that a square can be turned and mirrored into."""
+    yield images
+    if count == 1:
+        return
+    yield images.flip(3)
+    for quarter in (1, 2, 3):
+        turned = torch.rot90(images, quarter, (2, 3))
+        yield turned
+        yield turned.flip(3)
 
 
 def _train_mode(model: nn.Module) -> None:
@@ -173,16 +188,28 @@ class Trainer:
         return nullcontext()
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, data: ImageSet, *, batch_size: int = 128) -> NDArray[np.float32]:
-        """Class probabilities, float32 ``(N, C)``, in the order of ``data``."""
+    def predict(
+        self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = 128
+    ) -> NDArray[np.float32]:
+        """Class probabilities, float32 ``(N, C)``, in the order of ``data``.
+
+        Args:
+            model: put into evaluation mode.
+            data: what is predicted.
+            views: 8: mean over the picture's four right-angle turns, each also mirrored; a cell has no upright.
+            batch_size: pictures at once.
+        """
         model.eval()
         out = np.empty((len(data), data.classes), dtype=np.float32)
         for start in range(0, len(data), batch_size):
             where = np.arange(start, min(start + batch_size, len(data)))
             images = self._normalise(self._float(data.batch(where)[0]))
-            with self._autocast():
-                logits = model(images)
-            out[where] = torch.softmax(logits.float(), dim=1).cpu().numpy()
+            total = torch.zeros(len(where), data.classes, device=self.device)
+            for view in _views(images, views):
+                with self._autocast():
+                    logits = model(view)
+                total += torch.softmax(logits.float(), dim=1)
+            out[where] = (total / views).cpu().numpy()
         return out
 
     def loss(self, model: nn.Module, data: ImageSet) -> float:
