@@ -205,3 +205,20 @@ def test_labels_may_be_given_beside_the_manifest() -> None:
 def test_wrong_shares_are_refused(shares: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         assign_splits(build(images(a=2)), shares, 0)
+
+
+def test_twins_stay_on_one_side() -> None:
+    manifest = build(images(a=60, b=40))
+    twins: list[str | None] = [None] * 100
+    for i, k in [(0, 1), (1, 70), (20, 21), (22, 90)]:
+        twins[i] = twins[k] = twins[i] or twins[k] or f"copies-{i}"
+    frame = assign_splits(manifest, SHARES, 0, "label", twins)[0].frame
+    for name in {t for t in twins if t}:
+        sides = {s for s, t in zip(frame["split"], twins, strict=True) if t == name}
+        assert len(sides) == 1, name
+
+
+def test_the_note_counts_the_copies() -> None:
+    twins: list[str | None] = ["x", "x", "x", *[None] * 17]
+    notes = assign_splits(build(images(a=20)), SHARES, 0, "label", twins)[1]
+    assert any("2 pictures that nearly repeat another" in text for text in notes.sentences)

@@ -1,8 +1,8 @@
 """Train, validation and test: a patient on one side only, classes stratified, the same for the same seed.
 
 Every site is split by itself, from a random stream of its own, so another site's images change nothing. Rows
-that belong together form a unit: those of one patient; without a patient those of one slide; exact
-duplicates in any case. Units of one image are dealt out class by class, exactly. Larger units are placed
+that belong together form a unit: those of one patient; without a patient those of one slide; copies of a picture,
+exact or nearly so, in any case. Units of one image are dealt out class by class, exactly. Larger units are placed
 greedily, largest first, where they bring the class counts nearest to the fractions, and then moved while that
 helps; scikit-learn's StratifiedGroupKFold makes folds of equal size only, which 0.70/0.10/0.20 is not.
 """
@@ -54,6 +54,7 @@ def assign_splits(
     fractions: Mapping[str, float],
     seed: int,
     labels: str | Sequence[str | None] = "label",
+    twins: Sequence[str | None] | None = None,
 ) -> tuple[Manifest, SplitNotes]:
     """Give every row without a split one; rows that carry one (a source's own split) keep it.
 
@@ -62,6 +63,7 @@ def assign_splits(
         fractions: split → share, summing to 1; a split left out gets nothing.
         seed: same seed, same rows → same split, whatever their order and whatever other sites there are.
         labels: class names to stratify by: a column, or one value for each row. Null counts as a class.
+        twins: rows of a site with the same name are kept on one side, as copies are; None: a row has no twin.
 
     Returns:
         The manifest, rows in the same order, and the notes.
@@ -77,7 +79,7 @@ def assign_splits(
     assigned: list[str | None] = list(frame["split"])
     sentences: list[str] = []
     for name in manifest.sites:
-        site = _site(name, frame, classes)
+        site = _site(name, frame, classes, twins or [None] * len(frame))
         for row, split in zip(site.rows, _split_site(site, shares, seed), strict=True):
             assigned[row] = split
         sentences += [f"{name}: {text}" for text in site.notes]
@@ -101,7 +103,7 @@ def _shares(fractions: Mapping[str, float]) -> NDArray[np.float64]:
     return shares
 
 
-def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any]) -> _Site:
+def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any], twins: Sequence[str | None]) -> _Site:
     here = [i for i, site in enumerate(frame["site"]) if site == name]
     hashes, paths = list(frame["sha256"]), list(frame["path"])
     here.sort(key=lambda i: (hashes[i] or "", paths[i]))
@@ -110,10 +112,15 @@ def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any]) -> _Site:
     for key, i in zip(keys, here, strict=True):
         if hashes[i]:
             key.append(("sha256", hashes[i]))
+        if twins[i]:
+            key.append(("twins", str(twins[i])))
     kinds = Counter("patient" if patients[i] else "slide" if slides[i] else "image" for i in here)
     splits = list(frame["split"])
     repeated = sum(n - 1 for n in Counter(hashes[i] for i in here if hashes[i]).values())
     notes = [f"{repeated} exact duplicates stay on the side of their original"] if repeated else []
+    alike = Counter(twins[i] for i in here if twins[i])
+    if near := sum(n - 1 for n in alike.values()):
+        notes.append(f"{near} pictures that nearly repeat another stay on its side")
     own = [None if classes[i] is None or classes[i] != classes[i] else str(classes[i]) for i in here]
     by = " and ".join(k for k in ("patient", "slide", "image") if kinds[k])
     return _Site(name, here, own, [splits[i] for i in here], _united(keys), by, notes)

@@ -12,6 +12,7 @@ from morphfed.core.progress import Event, Reporter, silent
 from morphfed.data.decode import decode
 from morphfed.data.manifest import Manifest
 from morphfed.data.ontology import load_ontology
+from morphfed.data.quality.duplicates import twins
 from morphfed.data.scale import SiteScale, estimate_scale
 from morphfed.data.splits import assign_splits
 
@@ -73,9 +74,15 @@ def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tu
 
 
 def label_and_split(
-    manifest: Manifest, study: Study
+    manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent
 ) -> tuple[Manifest, dict[str, Counter[tuple[str, str]]], list[str]]:
     """Map labels to the study's classes and assign the parts.
+
+    Args:
+        manifest: all sites.
+        study: classes, held-out sites, shares.
+        look: read the training sites' images so that near-duplicates stay on one side of the split.
+        report: progress.
 
     Returns:
         The manifest with ``split`` and one more column, ``class`` (a class of the study or null); what was left
@@ -106,9 +113,22 @@ def label_and_split(
         "validation": study.data.split.validation,
         "test": study.data.split.test,
     }
-    assigned, notes = assign_splits(usable.where(~held), fractions, study.data.split.seed, "class")
+    inside = usable.where(~held)
+    copies = _twins(inside, report) if look and study.data.split.copies_together else None
+    assigned, notes = assign_splits(inside, fractions, study.data.split.seed, "class", copies)
     rest = Manifest(frame[frame["class"].isna()].assign(split=None), manifest.root)
     return Manifest.concat([assigned, outside, rest]), left_out, list(notes.sentences)
+
+
+def _twins(manifest: Manifest, report: Reporter) -> list[str | None]:
+    """Near-duplicates within each site; two sites never share a split, the data check names copies between them."""
+    found: list[str | None] = [None] * len(manifest.frame)
+    files = manifest.files()
+    for site in manifest.sites:
+        rows = [i for i, name in enumerate(manifest.frame["site"]) if name == site]
+        for row, name in zip(rows, twins([files[i] for i in rows], report), strict=True):
+            found[row] = name
+    return found
 
 
 def _refuse_empty(usable: Manifest, study: Study) -> None:

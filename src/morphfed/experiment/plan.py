@@ -31,7 +31,9 @@ def plan_study(
     study, arms = load_study(study_file, overrides)
     resolved = resolve(study, arms, study_file.parent)
     manifest, notes = draft_sites(study, study_file.parent, report=report)
-    manifest, left_out, split_notes = label_and_split(manifest, study)
+    manifest, left_out, split_notes = label_and_split(manifest, study, look=False)
+    if study.data.split.copies_together:
+        split_notes.append("the run will look for near-duplicates first, which may move a few images between parts")
     frame = manifest.frame[manifest.frame["class"].notna()]
     sites = {
         site: {

@@ -65,7 +65,7 @@ def prepare(
     store = ImageStore(cache, size=study.data.image_size, pad=study.data.pad)
     if not (run / DATA).is_file():
         manifest, notes = draft_sites(study, study_folder, report=report)
-        manifest, left_out, split_notes = label_and_split(manifest, study)
+        manifest, left_out, split_notes = label_and_split(manifest, study, report=report)
         scales = site_scales(manifest, study, report=report)
         manifest = manifest.write(run / MANIFEST)
         _write_prepared(study, manifest, left_out, scales, store, run, [*notes, *split_notes])

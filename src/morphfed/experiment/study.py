@@ -37,6 +37,7 @@ class SplitConfig(Config):
     validation: float = Field(0.1, ge=0, lt=1, description="share for choosing the best round")
     test: float = Field(0.3, gt=0, lt=1, description="share for the report")
     seed: int = Field(0, ge=0, description="of the split; the same for every training seed")
+    copies_together: bool = Field(True, description="pictures that nearly repeat another stay on its side")
 
 
 class DataConfig(Config):

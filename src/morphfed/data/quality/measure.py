@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from morphfed.core.errors import DataError
 from morphfed.core.progress import Reporter, tracked
 from morphfed.data.decode import ImageFacts, decode_bytes, probe_bytes, read_bytes
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 PALETTE = 5
 """Bins of a palette, from the darkest fifth of the pixels to the brightest."""
@@ -87,11 +90,7 @@ def _properties() -> list[Any]:
 
 
 def _looks(pixels: NDArray[np.uint8], digest: str, facts: ImageFacts, properties: list[Any]) -> Measured:
-    import imagehash
-    from PIL import Image
-
-    picture = Image.fromarray(pixels)
-    picture = picture.reduce(max(1, round(max(picture.size) / _LOOK_SIDE)))
+    picture = _reduced(pixels)
     looks: dict[str, float] = {}
     for measure_of in properties:
         looks |= {name: float(value) for name, value in measure_of.calculate(picture).items()}
@@ -107,11 +106,37 @@ def _looks(pixels: NDArray[np.uint8], digest: str, facts: ImageFacts, properties
         sha256=digest,
         facts=facts,
         looks=looks,
-        phash=np.asarray(imagehash.phash(picture, hash_size=_HASH_SIDE).hash, bool).ravel(),
+        phash=_phash(picture),
         mean=colours.mean(axis=1, dtype=np.float64),
         variance=colours.var(axis=1, dtype=np.float64),
         palette=np.array(fifths, np.float64),
     )
+
+
+def _reduced(pixels: NDArray[np.uint8]) -> Image:
+    from PIL import Image
+
+    picture = Image.fromarray(pixels)
+    return picture.reduce(max(1, round(max(picture.size) / _LOOK_SIDE)))
+
+
+def _phash(picture: Image) -> NDArray[np.bool_]:
+    import imagehash
+
+    return np.asarray(imagehash.phash(picture, hash_size=_HASH_SIDE).hash, bool).ravel()
+
+
+def hash_all(files: list[Path], report: Reporter, *, jobs: int | None = None) -> list[NDArray[np.bool_] | None]:
+    """Perceptual hash of each file, ``(256,)`` bits, None for one that cannot be read; in their order."""
+
+    def hashed(path: Path) -> NDArray[np.bool_] | None:
+        try:
+            return _phash(_reduced(decode_bytes(read_bytes(path), path)))
+        except DataError:
+            return None  # the cache names it and counts it
+
+    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        return list(tracked(pool.map(hashed, files), report, "split", "looking for copies", total=len(files)))
 
 
 def _focus(pixels: NDArray[np.uint8]) -> float:
