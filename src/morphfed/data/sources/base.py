@@ -134,12 +134,14 @@ class Source(ABC):
         name: what users write, and the value of the manifest's ``source`` column.
         title: what it reads, in a few words.
         layout: the layout that it recognises, to end the sentence "… because".
+        whole: its set lies in several folders that it recognises one by one, and together they are one site.
         options: option → what it is for.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     layout: ClassVar[str]
+    whole: ClassVar[bool] = False
     options: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
