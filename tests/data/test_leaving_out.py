@@ -11,6 +11,7 @@ from PIL import Image
 
 from morphfed.core.errors import ConfigError, DataError
 from morphfed.data.drafting import draft
+from morphfed.data.leaving_out import as_text
 
 # All 13 prefixes of PBC in its eight folders, and the size that most of their images have.
 PBC = {
@@ -100,3 +101,10 @@ def test_the_other_acquisition_in_the_real_subset(shared_data: Path) -> None:
     drafted = draft(folder, site="barcelona", options={"leave_out_px": "366x369"})
     assert len(drafted.skipped["366×369 pixels, left out as asked for"]) == 7 + 5 + 10 + 8 + 50
     assert len(drafted.manifest) == 2850 - 80
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(True, "yes"), (False, "no"), (["a", "b, c"], "a; b, c"), (2, "2"), ("x", "x")]
+)
+def test_options_of_a_study_file_become_what_a_command_line_gives(value: object, text: str) -> None:
+    assert as_text(value) == text

@@ -132,3 +132,8 @@ def test_a_label_is_not_both_mapped_and_unmapped(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="'q' is both mapped and unmapped"):
         load_ontology(file)
+
+
+def test_the_page_about_sources_names_every_one() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/reference/sources.md").read_text(encoding="utf-8")
+    assert [name for name in SOURCES.names() if f"| `{name}` |" not in page] == []

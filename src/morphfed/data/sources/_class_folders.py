@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -48,7 +49,7 @@ class ClassFolders(Source):
 
     def label(self, folder: Folder, image: Path) -> str | None:
         """The innermost folder that is named after a class of the ontology's table of this source."""
-        known = {label.casefold() for label in load_ontology().tables[self.name].labels}
+        known = _known(self.name)
         return next((part for part in reversed(folder.parts(image)) if part.casefold() in known), None)
 
     def _fits(self, folder: Folder, image: Path) -> bool:
@@ -56,3 +57,8 @@ class ClassFolders(Source):
         if label is None or match is None:
             return False
         return match.groupdict().get("label", label).casefold() == label.casefold()
+
+
+@cache
+def _known(source: str) -> frozenset[str]:
+    return frozenset(label.casefold() for label in load_ontology().tables[source].labels)

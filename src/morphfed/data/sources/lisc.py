@@ -20,7 +20,8 @@ class LISC(Source):
     def detect(self, folder: Folder) -> float:
         """0.95 × the share of listed images, where the set's name is in the path: other sets come packed alike."""
         files = json_labels(folder)
-        if not any("lisc" in part.casefold() for entry in files for part in entry.file.absolute().parts[:-1]):
+        near = {folder.path.absolute().name, *(p for e in files for p in e.file.relative_to(folder.path).parts)}
+        if not any(part.casefold().startswith("lisc") for part in near):
             return 0.0
         listed = {entry.images / name for entry in files for name in entry.labels}
         return 0.95 * sum(image in listed for image in folder.images) / max(1, len(folder.images))
