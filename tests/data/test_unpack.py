@@ -116,12 +116,15 @@ def fields(tmp_path: Path) -> Path:
         1: voc(("WBC", 10, 10, 30, 30), ("WBC", 40, 10, 60, 30)),
         2: voc(("WBC", 10, 10, 30, 30)),
         4: voc(("WBC", 10, 10, 30, 30)),
+        5: voc(("WBC", 10, 10, 30, 30), ("WBC", 40, 10, 60, 30)),  # two white cells, one type: whose is it?
     }
     for number, text in annotations.items():
         (root / "Annotations" / f"BloodImage_{number:05d}.xml").write_text(text)
-    for number in (0, 1, 2, 3):
+    for number in (0, 1, 2, 3, 5):
         Image.fromarray(field()).save(root / "JPEGImages" / f"BloodImage_{number:05d}.png")
-    (root / "labels.csv").write_text(',Image,Category\n,0,NEUTROPHIL\n,1,"NEUTROPHIL, EOSINOPHIL"\n,2,\n,4,BASOPHIL\n')
+    (root / "labels.csv").write_text(
+        ',Image,Category\n,0,NEUTROPHIL\n,1,"NEUTROPHIL, EOSINOPHIL"\n,2,\n,4,BASOPHIL\n,5,MONOCYTE\n'
+    )
     (root / "ImageSets/Main/train.txt").write_text("BloodImage_00000\n")
     (root / "ImageSets/Main/test.txt").write_text("BloodImage_00001\n")
     return root
@@ -129,7 +132,7 @@ def fields(tmp_path: Path) -> Path:
 
 def test_bccd_boxes_become_cells_of_their_field(fields: Path, tmp_path: Path) -> None:
     done = unpack("bccd", fields, tmp_path / "out", margin=0.0)
-    assert done.labels == {"NEUTROPHIL": 1, "RBC": 1, "Platelets": 1, "WBC": 3}
+    assert done.labels == {"NEUTROPHIL": 1, "RBC": 1, "Platelets": 1, "WBC": 5}
     assert done.skipped == {
         "box without area, or outside its field": 1,
         "annotation without a field": 1,
@@ -143,6 +146,8 @@ def test_bccd_boxes_become_cells_of_their_field(fields: Path, tmp_path: Path) ->
         "WBC/BloodImage_00001_box0.png": ("leukocyte", "BloodImage_00001", "test"),
         "WBC/BloodImage_00001_box1.png": ("leukocyte", "BloodImage_00001", "test"),
         "WBC/BloodImage_00002_box0.png": ("leukocyte", "BloodImage_00002", None),
+        "WBC/BloodImage_00005_box0.png": ("leukocyte", "BloodImage_00005", None),
+        "WBC/BloodImage_00005_box1.png": ("leukocyte", "BloodImage_00005", None),
     }
     assert set(frame["source"]) == {"bccd"}
     cut = decode(tmp_path / "out/RBC/BloodImage_00000_box1.png")
@@ -245,7 +250,7 @@ def test_a_folder_without_cells_writes_no_table(tmp_path: Path) -> None:
 def test_command_says_what_was_written(fields: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("bccd", fields, tmp_path / "out") == 0
     said = capsys.readouterr().out
-    assert "bccd: 6 pictures" in said
+    assert "bccd: 8 pictures" in said
     assert "skipped 1: box without area" in said
     assert f"next: morphfed data init {tmp_path / 'out'} --source bccd" in said
 
