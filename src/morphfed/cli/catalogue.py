@@ -93,8 +93,7 @@ def show(name: str, /) -> int:
     if name in ALGORITHMS.names():
         _show_algorithm(ALGORITHMS[name])
     elif name in SOURCES.names():
-        source = SOURCES[name]
-        sys.stdout.write(f"source {name}: {source.title}\n{(source.__doc__ or '').strip()}\n")
+        _show_source(name)
     elif name in load_ontology().nodes:
         ontology = load_ontology()
         above = " < ".join(ontology.ancestors(name)) or "nothing"
@@ -116,6 +115,24 @@ def _show_algorithm(algorithm: Any) -> None:
     sys.stdout.write(f"  cost a round: {facts.cost}\n\nin a study:\n  [arms.{algorithm.name}]\n")
     for key, field in algorithm.config.model_fields.items():
         sys.stdout.write(f"  {key} = {field.default!r}    # {field.description}\n")
+
+
+def _show_source(name: str) -> None:
+    from inspect import cleandoc
+
+    from morphfed.data.drafting import COMMON_OPTIONS
+    from morphfed.data.ontology import load_ontology
+    from morphfed.data.sources.base import SOURCES
+
+    source, table = SOURCES[name], load_ontology().tables.get(name)
+    sys.stdout.write(f"source {name}: {source.title}\n{cleandoc(source.__doc__ or '')}\n")
+    if table and table.reference:
+        sys.stdout.write(f"  reference: {table.reference}\n")
+    sys.stdout.write("  options:\n")
+    for option, what in {**source.options, **COMMON_OPTIONS}.items():
+        sys.stdout.write(f"    {option}: {what}\n")
+    if table and table.unmapped:
+        sys.stdout.write(f"  mapped to no cell type: {', '.join(table.unmapped)}\n")
 
 
 def _show_model(name: str) -> bool:

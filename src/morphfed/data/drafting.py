@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from morphfed.core.errors import ConfigError, DataError, did_you_mean
 from morphfed.core.progress import Event, Reporter, silent, tracked
+from morphfed.data.leaving_out import as_text, without_labels, without_sizes
 from morphfed.data.manifest import COLUMNS, SITE_NAME, Manifest
 from morphfed.data.ontology import COMMON, Table, load_ontology
 from morphfed.data.sources import SOURCES, Folder, Record, Skipped, Source
@@ -29,6 +30,8 @@ DRAW = 0.05
 
 COMMON_OPTIONS: Mapping[str, str] = {
     "patient_pattern": "regular expression whose one group is the patient id, searched in the relative path",
+    "leave_out_labels": "the site's own labels to leave out, separated by ';' (ERB; PLATELET)",
+    "leave_out_px": "sizes of images to leave out, WIDTHxHEIGHT separated by ';' (366x369)",
 }
 """Options of every source: what they are for."""
 
@@ -78,10 +81,10 @@ def draft(
         raise DataError(f"'{site}' is not a site's name.", fix=f"use {SITE_NAME}, for example '{site_name(site)}'.")
     if um_per_px is not None and not 0 < um_per_px < float("inf"):
         raise DataError(f"Site '{site}': um_per_px = {um_per_px} is not a positive size.", fix="give µm per pixel.")
-    given = {key: str(value) for key, value in (options or {}).items()}
+    given = {key: as_text(value) for key, value in (options or {}).items()}
     found = Folder.scan(folder)
     if not found.images and not found.tables:
-        raise DataError(_empty(site, found), fix=f"check the folder; images end in {_suffixes()}.")
+        raise DataError(_empty(site, found), fix=_empty_fix(found))
     adapter, why = _choose(found, site, source)
     _check_options(adapter, given, site)
     records, notes, skipped = _read(adapter, found, given)
@@ -93,7 +96,13 @@ def draft(
     if "patient_pattern" in given:
         records = _with_patients(records, found.path, given["patient_pattern"])
     table = _table(adapter, records, given)
+    if "leave_out_labels" in given:
+        records = without_labels(records, given["leave_out_labels"], table, site, skipped, notes)
     frame = _frame(records, found.path, site, adapter.name, table, report)
+    if "leave_out_px" in given:
+        frame = without_sizes(frame, found.path, given["leave_out_px"], skipped, notes)
+    if frame.empty:
+        raise DataError(f"Site '{site}': every image is left out as asked for.", fix="leave out less.")
     scale, said = _scale(frame, table, um_per_px)
     manifest = Manifest(frame if scale is None else frame.assign(um_per_px=scale), found.path)
     labels = Counter(frame["source_label"][frame["label"].isna()])
@@ -102,6 +111,7 @@ def draft(
         *_table_note(adapter, table, given),
         *notes,
         *said,
+        *(f"label '{label}' is mapped to no cell type: {why}" for label, why in _unmapped(labels, table)),
         *_facts(manifest),
     ]
     return Draft(manifest, guesses, skipped, dict(labels.most_common()))
@@ -174,6 +184,10 @@ def _with_patients(records: Sequence[Record], root: Path, pattern: str) -> list[
         )
     matches = [search.search(Path(os.path.relpath(r.path, root)).as_posix()) for r in records]
     return [replace(r, patient=m[1]) if m and r.patient is None else r for r, m in zip(records, matches, strict=True)]
+
+
+def _unmapped(labels: Mapping[str, int], table: str) -> list[tuple[str, str]]:
+    return [(label, why) for label in labels if (why := load_ontology().unmapped(label, table))]
 
 
 def _table(adapter: Source, records: Sequence[Record], given: Mapping[str, str]) -> str:
@@ -269,6 +283,12 @@ def _facts(manifest: Manifest) -> list[str]:
     if unreadable:
         said.append(f"{unreadable} files are missing or are no images; their rows are kept without a size")
     return said
+
+
+def _empty_fix(found: Folder) -> str:
+    if any(skipped.path.suffix.lower() == ".npz" for skipped in found.skipped):
+        return "of BloodMNIST write the pictures out first: morphfed data unpack bloodmnist FILE.npz NEW-FOLDER"
+    return f"check the folder; images end in {_suffixes()}."
 
 
 def _empty(site: str, found: Folder) -> str:

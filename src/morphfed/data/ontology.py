@@ -37,6 +37,8 @@ class Table(Config):
     """What one source calls the nodes, and the scale of its published images.
 
     ``um_per_px`` holds for images of ``image_px`` (width, height): a copy that was resized has another scale.
+    ``unmapped`` names labels that stand for no cell type, with the reason. ``guess = false`` keeps a table of everyday
+    words from being taken for the language of a folder that merely uses them.
     """
 
     title: str
@@ -44,7 +46,9 @@ class Table(Config):
     extends: str | None = None
     um_per_px: float | None = None
     image_px: tuple[int, int] | None = None
+    guess: bool = True
     labels: dict[str, str | Contested] = Field(default_factory=dict)
+    unmapped: dict[str, str] = Field(default_factory=dict)
 
 
 class _File(Config):
@@ -82,6 +86,12 @@ class Ontology:
         found = self._table(source).get(fold(source_label))
         return found.why if found else ""
 
+    def unmapped(self, source_label: str, source: str) -> str:
+        """Why ``source_label`` is left without a node on purpose, else the empty string."""
+        table = self.tables.get(source)
+        reasons = {fold(label): why for label, why in table.unmapped.items()} if table else {}
+        return reasons.get(fold(source_label), "")
+
     def nearest(self, source_label: str, source: str) -> str | None:
         """The node whose known name is spelt most like ``source_label``: a suggestion, never applied."""
         known = self._folded[COMMON] | self._table(source)
@@ -96,9 +106,9 @@ class Ontology:
         """
         asked = {folded for label in labels if not (folded := fold(label)).isdigit()}
         for name, table in self.tables.items():
-            if len(asked) >= _TELLING and asked == {fold(label) for label in table.labels}:
+            if table.guess and len(asked) >= _TELLING and asked == {fold(label) for label in table.labels}:
                 return name
-        ranked = {name: len(asked & set(table)) for name, table in self._folded.items()}
+        ranked = {name: len(asked & set(table)) for name, table in self._folded.items() if self.tables[name].guess}
         best = max(ranked.values())
         return COMMON if ranked[COMMON] == best else min(n for n, hits in ranked.items() if hits == best)
 
@@ -226,6 +236,9 @@ def _fold_table(name: str, file: _File, path: Path) -> dict[str, Contested]:
                 f"{path}: sources.{name}: '{label}' maps to both '{other.node}' and '{meant.node}'.",
                 fix="keep one; case and separators do not tell labels apart.",
             )
+    for label in table.unmapped:
+        if fold(label) in own:
+            raise ConfigError(f"{path}: sources.{name}: '{label}' is both mapped and unmapped.", fix="keep one.")
     if table.extends is None:
         return own
     base = file.sources.get(table.extends)

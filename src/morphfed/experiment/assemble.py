@@ -95,11 +95,15 @@ def label_and_split(
     left_out: dict[str, Counter[tuple[str, str]]] = {site: Counter() for site in study.sites}
     labels: list[str | None] = []
     nodes = column(frame, "label")
-    for site, own, node in zip(frame["site"], frame["source_label"], nodes, strict=True):
+    for site, own, node, source in zip(frame["site"], frame["source_label"], nodes, frame["source"], strict=True):
         target = None if node is None else ontology.to_class(node, study.classes)
         labels.append(target)
         if node is None:
-            left_out[site][own, f"label '{own}' is not in the ontology"] += 1
+            why = ontology.unmapped(own, source)
+            reason = (
+                f"label '{own}' is mapped to no cell type: {why}" if why else f"label '{own}' is not in the ontology"
+            )
+            left_out[site][own, reason] += 1
         elif target is None:
             left_out[site][own, f"'{node}' is not a class of this study"] += 1
     frame["class"] = pd.Series(labels, dtype=object)

@@ -16,8 +16,10 @@ def unknown_labels(context: Context) -> Iterator[Finding]:
             continue
         named = []
         for (label, source), group in unknown.groupby(["source_label", "source"], sort=True):
-            near = context.ontology.nearest(str(label), str(source))
-            named.append(f"'{label}' ({len(group)} images)" + (f": did you mean '{near}'?" if near else ""))
+            why = context.ontology.unmapped(str(label), str(source))
+            near = None if why else context.ontology.nearest(str(label), str(source))
+            hint = f": {why}" if why else f": did you mean '{near}'?" if near else ""
+            named.append(f"'{label}' ({len(group)} images){hint}")
         yield Finding(
             "unknown-label", "warning", site, len(unknown),
             f"{len(unknown)} of {len(rows)} images carry labels that the ontology does not know "

@@ -60,11 +60,13 @@ def _is_site(found: Folder) -> bool:
     table = load_ontology().table_for(names)
     if any(load_ontology().map(n, table) or split_of(n) or patient_of((n,)) for n in names):
         return True
-    if all(_is_published(Folder.scan(child)) for child in children):
-        return False  # the two laboratories of segmentation_WBC
-    return _is_published(found)
+    here, below = _published(found), [_published(Folder.scan(child)) for child in children]
+    if all(below):  # the two laboratories of segmentation_WBC are two sites, the parts of C-NMC are one
+        return here is not None and here.whole and {source.name for source in below if source} == {here.name}
+    return here is not None
 
 
-def _is_published(found: Folder) -> bool:
+def _published(found: Folder) -> Source | None:
+    """The source of a published set that surely reads the folder, if one does."""
     best, confidence = rank_sources(found)[0]
-    return confidence >= 0.8 and best.name not in {"folders", "cellavision"}
+    return best if confidence >= 0.8 and best.name not in {"folders", "cellavision"} else None

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from morphfed.data.sources.base import SOURCES, Folder, Note, Record, Skipped, Source
 from morphfed.data.sources.cellavision import CellaVision, prefix
+from morphfed.data.sources.wbcatt import SPLITS
 
 FOLDERS = {
     "basophil": {"BA"},
@@ -41,7 +42,9 @@ class PBC(Source):
             return 0.0
         fitting = [i for i in folder.images if prefix(i) in FOLDERS.get(i.parent.name, set())]
         telling = {prefix(i) for i in fitting} & (FOLDERS["ig"] | FOLDERS["neutrophil"])
-        return 0.95 * len(fitting) / len(folder.images) if len(telling) >= 2 else 0.0
+        # WBCAtt's tables beside the pictures mean that its split is wanted: its own source then is the surer one.
+        most = 0.85 if any(table.name in SPLITS for table in folder.tables) else 0.95
+        return most * len(fitting) / len(folder.images) if len(telling) >= 2 else 0.0
 
     def records(self, folder: Folder, options: Mapping[str, str]) -> Iterator[Record | Skipped | Note]:
         """As any CellaVision export."""

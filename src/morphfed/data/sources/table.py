@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from morphfed.core.errors import DataError, did_you_mean
+from morphfed.data.sources._rows import decoded
 from morphfed.data.sources.base import SOURCES, Folder, Note, Record, Skipped, Source, split_of
 from morphfed.data.sources.folders import LABELS_OPTION
 
@@ -188,7 +189,7 @@ def _chosen(folder: Folder, options: Mapping[str, str]) -> _Table:
 
 
 def _read(path: Path, folder: Folder, options: Mapping[str, str]) -> _Table:
-    text = _decoded(path)
+    text = decoded(path)
     header = text.partition("\n")[0]
     delimiter = max(",;\t|", key=header.count)  # of a draw the comma, also for a single column
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -203,14 +204,6 @@ def _read(path: Path, folder: Folder, options: Mapping[str, str]) -> _Table:
     columns = {n: [row[i] if i < len(row) else "" for _, row in body] for i, n in enumerate(names)}
     roles = _roles(path, list(columns), options)
     return _Table(path, [number for number, _ in body], columns, roles, folder)
-
-
-def _decoded(path: Path) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252", errors="replace")  # what spreadsheets write on Windows
 
 
 def _roles(path: Path, columns: list[str], options: Mapping[str, str]) -> dict[str, str]:
