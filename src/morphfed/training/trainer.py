@@ -48,6 +48,12 @@ class FitReport:
     steps: int
     images: int
 
+    def __add__(self, other: FitReport) -> FitReport:
+        """Two trainings as one: steps and images summed, the loss their mean over all images."""
+        images = self.images + other.images
+        loss = (self.loss * self.images + other.loss * other.images) / images
+        return FitReport(loss, self.steps + other.steps, images)
+
 
 def _views(images: Tensor, count: Views) -> Iterator[Tensor]:
     """The pictures as they are; with 8, all that a square can be turned and mirrored into."""
