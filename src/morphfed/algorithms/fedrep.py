@@ -8,6 +8,7 @@ The part that is not trained stands still altogether: while the head is fitted, 
 count. A round has ``head_epochs + max(1, local_epochs - head_epochs)`` passes, so with ``local_epochs = 1`` twice
 those of FedAvg. The paper fits the head with many passes for each over the body; the default here stays near FedAvg's
 budget, ``head_epochs = 10`` is nearer to the paper. Each part has a learning-rate schedule and an optimiser of its own.
+The paper's mean over sites is unweighted (``weighting = "uniform"``); the default here is that of the other arms.
 """
 
 from __future__ import annotations
