@@ -1,10 +1,9 @@
-"""The tiny federation of tests/federation, and what every algorithm must do in it."""
+"""What an algorithm must do in the tiny federation, also killed, resumed, and asked in another order."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,6 @@ from morphfed.federation.transports.inprocess import InProcess
 Make = Callable[..., Any]
 SGD = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "clip": 0.0}
 """Plain gradient descent at a constant rate."""
-
-
-@cache
-def _tiny() -> Any:
-    path = Path(__file__).resolve().parents[1] / "federation" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("tiny_federation", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def federation() -> Make:
-    make: Make = _tiny().Federation
-    return make
 
 
 @pytest.fixture

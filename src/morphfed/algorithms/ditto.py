@@ -87,5 +87,6 @@ ALGORITHMS.register("ditto")(
             memory="2 models, whatever the number of sites; each site keeps its personal model",
             cost="2 × local training (1 + personal_epochs / local_epochs)",
         ),
+        note=lambda config, sites: "each site also trains its personal model: more steps a round than FedAvg",
     )
 )

@@ -69,5 +69,6 @@ ALGORITHMS.register("fedrep")(
         ),
         travels=lambda config, layout: body(layout, "fedrep"),
         newcomer="",
+        note=lambda config, sites: "classifier and body are trained in turn, which can take more steps than FedAvg's",
     )
 )
