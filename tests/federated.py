@@ -76,15 +76,16 @@ class Federation:
         rounds: int = 3,
         train: dict[str, object] | None = None,
         norm: str = "batch",
+        head: tuple[str, ...] = ("6.weight", "6.bias"),
         quorum: float = 0.5,
         keep_optimizer: bool = False,
         seed: int = 0,
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
-        self.model = make_model()
+        self.model = make_model(batch_norm=norm != "none")
         named = ALGORITHMS[algorithm]
         config = named.config(**(keys or {}))
-        self.layout = Layout.of(self.model, head=("6.weight", "6.bias"))
+        self.layout = Layout.of(self.model, head=head)
         going = named.travels(config, self.layout)
         if norm == "local":
             going = tuple(name for name in going if name not in self.layout.norms)
@@ -92,7 +93,7 @@ class Federation:
         settings = TrainConfig(**{**TRAIN, **(train or {})})
         trainer = Trainer(settings, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"), seed=seed)
         state = self.model.state_dict()
-        uploads = named.uploads(config, {k: Spec.of(state[k]) for k in self.workspace.travels})
+        uploads = named.uploads(config, self.layout, {k: Spec.of(state[k]) for k in self.workspace.travels})
         declaration = Declaration(uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS)
         self.sites = [
             Site(

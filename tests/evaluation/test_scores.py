@@ -122,6 +122,26 @@ def test_units_that_cannot_be_compared_are_refused(second: UnitPredictions, matc
         Scores([make(), second], resamples=10)
 
 
+def test_a_model_that_is_not_for_held_out_sites_is_left_out_there_only() -> None:
+    """Whichever unit comes first; a training site must not be missing."""
+    whole = make(roles={"lyon": "train", "oslo": "held_out"})
+    own = UnitPredictions("fedper", "fedper", "fedper", 0, ("lyon",), {"lyon": whole.sites["lyon"]}, whole.roles)
+    for units in ([own, whole], [whole, own]):
+        assert Scores(units, resamples=10).sites == ("lyon", "oslo")
+        rows = {(r["model"], r["scope"]) for r in summarise(units, resamples=10)}
+        assert {scope for model, scope in rows if model == "fedper"} == {"lyon", "mean_training"}
+        assert {scope for model, scope in rows if model == "fedavg"} == {
+            "lyon",
+            "oslo",
+            "mean_training",
+            "mean_held_out",
+        }
+        assert {e["scope"] for e in compare_pairs(units, resamples=10)} == {"lyon", "mean_training"}
+    elsewhere = UnitPredictions("b", "b", "fedper", 0, ("lyon",), {"oslo": whole.sites["oslo"]}, whole.roles)
+    with pytest.raises(DataError, match="'b' with seed 0 and model 'fedavg'.*only one has lyon"):
+        Scores([whole, elsewhere], resamples=10)
+
+
 def test_no_units_is_an_error() -> None:
     with pytest.raises(DataError, match="no predictions to compare"):
         summarise([])

@@ -235,3 +235,5 @@ class TestCommandLine:
         for name in ("fedprox", "pbc", "promyelocyte", "resnet10t"):
             assert call(["show", name]) == 0
             assert name in capsys.readouterr().out
+        assert call(["show", "qfedavg"]) == 0
+        assert "\n  lipschitz = …    # L; " in capsys.readouterr().out  # a key without a default

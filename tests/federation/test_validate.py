@@ -18,9 +18,14 @@ GOOD = {"a": torch.ones(2, 2), "b": torch.tensor(1.0)}
 
 
 def _check(
-    tensors: dict[str, torch.Tensor] = GOOD, *, weight: float = 1.0, site: str = "kampala", round: int = 1
+    tensors: dict[str, torch.Tensor] = GOOD,
+    *,
+    weight: float = 1.0,
+    site: str = "kampala",
+    round: int = 1,
+    metrics: dict[str, float] | None = None,
 ) -> None:
-    check_upload(Upload(site, round, tensors, weight), site="kampala", round_number=1, specs=SPECS)
+    check_upload(Upload(site, round, tensors, weight, metrics or {}), site="kampala", round_number=1, specs=SPECS)
 
 
 def test_good() -> None:
@@ -48,6 +53,12 @@ def test_bad_tensors(tensors: dict[str, torch.Tensor], said: str) -> None:
 def test_bad_weights(weight: float) -> None:
     with pytest.raises(UploadRejectedError, match="its weight is"):
         _check(weight=weight)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_must_be_finite(value: float) -> None:
+    with pytest.raises(UploadRejectedError, match=f"its number 'start_loss' is {value}"):
+        _check(metrics={"loss": 0.3, "start_loss": value})
 
 
 def test_wrong_round_or_site() -> None:

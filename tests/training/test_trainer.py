@@ -12,7 +12,7 @@ from torch import nn
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.optimise import export_state, import_state, learning_rate, make_optimizer
-from morphfed.training.trainer import Trainer
+from morphfed.training.trainer import FitReport, Trainer
 
 
 class Pictures:
@@ -156,3 +156,8 @@ def test_prediction_over_views_is_the_mean_and_blind_to_turns() -> None:
     turned.store.pixels = np.ascontiguousarray(np.rot90(turned.store.pixels, axes=(1, 2)))  # type: ignore[attr-defined]
     np.testing.assert_allclose(t.predict(model, turned, views=8), one, atol=1e-5)
     assert not np.allclose(t.predict(model, turned), t.predict(model, data), atol=1e-4)
+
+
+def test_two_reports_add_up_and_the_loss_is_the_mean_over_all_images() -> None:
+    # (1 · 30 + 4 · 10) / 40
+    assert FitReport(1.0, 3, 30) + FitReport(4.0, 2, 10) == FitReport(1.75, 5, 40)

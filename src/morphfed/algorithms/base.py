@@ -164,7 +164,7 @@ def everything(config: AlgorithmConfig, layout: Layout) -> tuple[str, ...]:
     return layout.order
 
 
-def the_same(config: AlgorithmConfig, specs: Specs) -> Specs:
+def the_same(config: AlgorithmConfig, layout: Layout, specs: Specs) -> Specs:
     """An upload holds what travels, and nothing else."""
     return specs
 
@@ -205,7 +205,7 @@ class Algorithm:
     facts: Facts
     kind: Literal["federated", "baseline"] = "federated"
     travels: Callable[[AlgorithmConfig, Layout], tuple[str, ...]] = everything
-    uploads: Callable[[AlgorithmConfig, Specs], Specs] = the_same
+    uploads: Callable[[AlgorithmConfig, Layout, Specs], Specs] = the_same
     numbers: frozenset[str] = frozenset()
     newcomer: str = "the global model"
     note: Callable[[AlgorithmConfig, int], str] = no_note

@@ -114,7 +114,8 @@ def _show_algorithm(algorithm: Any) -> None:
     sys.stdout.write(f"  travels: {facts.travels}\n  stays: {facts.stays}\n  coordinator memory: {facts.memory}\n")
     sys.stdout.write(f"  cost a round: {facts.cost}\n\nin a study:\n  [arms.{algorithm.name}]\n")
     for key, field in algorithm.config.model_fields.items():
-        sys.stdout.write(f"  {key} = {field.default!r}    # {field.description}\n")
+        default = "…" if field.is_required() else repr(field.default)
+        sys.stdout.write(f"  {key} = {default}    # {field.description}\n")
 
 
 def _show_source(name: str) -> None:

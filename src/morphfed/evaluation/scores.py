@@ -34,7 +34,7 @@ class UnitPredictions:
         algorithm: name of the algorithm; ``centralised`` marks the arm that pools the images.
         seed: of this training.
         trained_on: sites whose images it was trained on.
-        sites: site → predictions, all with the study's classes.
+        sites: site → predictions, all with the study's classes; without held-out sites that the model is not for.
         roles: site → its role in the study (not in this unit), for every one of ``sites``.
     """
 
@@ -75,7 +75,7 @@ class Scores:
 
     Raises:
         DataError: no units, an unknown metric, a model twice with one seed, or units whose sites, roles,
-            classes or images differ.
+            classes or images differ; held-out sites alone may be missing, where a method has no model for them.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Scores:
         _check_units(units)
         self.resamples = resamples
         self.units = tuple(units)
-        first = units[0]
+        first = _widest(units)
         self.models = tuple(dict.fromkeys(u.model for u in units))
         self.arms = {u.model: u.arm for u in units}
         self.sites = tuple(first.sites)
@@ -230,19 +230,25 @@ def _measured(p: Predictions, metrics: tuple[str, ...], resamples: int, seed: in
     return {name: np.append(estimate[name], drawn.get(name, np.empty(0))) for name in metrics}
 
 
+def _widest(units: Sequence[UnitPredictions]) -> UnitPredictions:
+    """The first of the units that were judged at most sites."""
+    return max(units, key=lambda u: len(u.sites))
+
+
 def _check_units(units: Sequence[UnitPredictions]) -> None:
     if not units:
         raise DataError("There are no predictions to compare.", fix="finish at least one unit of the study.")
     seen: set[tuple[str, int]] = set()
-    first = units[0]
+    first = _widest(units)
     reference = {site: in_order(p) for site, p in first.sites.items()}
     for u in units:
         name = f"model '{u.model}' with seed {u.seed}"
         if (u.model, u.seed) in seen:
             raise DataError(f"There are two units of {name}.", fix="give each unit its own model or seed.")
         seen.add((u.model, u.seed))
-        if set(u.sites) != set(first.sites):
-            odd = sorted(set(u.sites) ^ set(first.sites))
+        # A method may define no model for a site that took no part; every training site must be judged.
+        odd = sorted(s for s in set(u.sites) ^ set(first.sites) if s in u.sites or first.roles.get(s) != "held_out")
+        if odd:
             raise DataError(
                 f"{name} and model '{first.model}' were not judged at the same sites; only one has {', '.join(odd)}.",
                 fix="predict at every site of the study with every model.",

@@ -82,7 +82,7 @@ def train_unit(
     # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    uploads = arm.algorithm.uploads(arm.config, {name: Spec.of(initial[name]) for name in workspace.travels})
+    uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
     sites = _sites(unit, arm, prepared, trainer, workspace, uploads, folder)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(

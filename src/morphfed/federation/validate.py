@@ -37,6 +37,9 @@ def check_upload(upload: Upload, *, site: str, round_number: int, specs: Mapping
             raise _rejected(site, f"'{name}' has {found.dtype} {found.shape}, expected {spec.dtype} {spec.shape}")
     if not (math.isfinite(upload.weight) and upload.weight > 0):
         raise _rejected(site, f"its weight is {upload.weight}, expected a positive number of images")
+    if not all(math.isfinite(value) for value in upload.metrics.values()):
+        wrong = next(name for name, value in upload.metrics.items() if not math.isfinite(value))
+        raise _rejected(site, f"its number '{wrong}' is {upload.metrics[wrong]}")
     bad = first_not_finite(upload.tensors)
     if bad is not None:
         raise _rejected(site, f"'{bad}' holds NaN or infinity")

@@ -30,6 +30,9 @@ _TITLES = {
     "fedyogi": "FedYogi",
     "fedbn": "FedBN",
     "fedper": "FedPer",
+    "fedrep": "FedRep",
+    "moon": "MOON",
+    "qfedavg": "q-FedAvg",
     "scaffold": "SCAFFOLD",
     "ditto": "Ditto",
 }

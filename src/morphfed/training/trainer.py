@@ -48,6 +48,12 @@ class FitReport:
     steps: int
     images: int
 
+    def __add__(self, other: FitReport) -> FitReport:
+        """Two trainings as one: steps and images summed, the loss their mean over all images."""
+        images = self.images + other.images
+        loss = (self.loss * self.images + other.loss * other.images) / images
+        return FitReport(loss, self.steps + other.steps, images)
+
 
 def _views(images: Tensor, count: Views) -> Iterator[Tensor]:
     """The pictures as they are; with 8, all that a square can be turned and mirrored into."""
@@ -217,7 +223,8 @@ class Trainer:
         probabilities = torch.from_numpy(self.predict(model, data))
         criterion = make_loss(self.config.loss, torch.from_numpy(data.class_counts))
         # Every loss here is one of logits up to a constant per image, and log p is such a logit.
-        return float(criterion(probabilities.clamp(min=1e-12).log(), torch.from_numpy(data.labels)))
+        labels = torch.tensor(data.labels)  # a copy: the array may be read-only, which tensors cannot be
+        return float(criterion(probabilities.clamp(min=1e-12).log(), labels))
 
     @torch.no_grad()
     def restimate_norms(self, model: nn.Module, data: ImageSet, *, batch_size: int = 128) -> None:

@@ -32,6 +32,10 @@ _WORKS = {
     "fedbn": "Li X et al. FedBN: federated learning on non-IID features via local batch normalization. ICLR 2021.",
     "scaffold": "Karimireddy SP et al. SCAFFOLD: stochastic controlled averaging for federated learning. ICML 2020.",
     "ditto": "Li T et al. Ditto: fair and robust federated learning through personalization. ICML 2021.",
+    "fedper": "Arivazhagan MG et al. Federated learning with personalization layers. arXiv:1912.00818, 2019.",
+    "fedrep": "Collins L et al. Exploiting shared representations for personalized federated learning. ICML 2021.",
+    "moon": "Li Q et al. Model-contrastive federated learning. CVPR 2021.",
+    "qfedavg": "Li T et al. Fair resource allocation in federated learning. ICLR 2020.",
     "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. Data in Brief 2020; 30:105474.",
     "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by "
     "self-supervised learning. Micron 2018; 107:55–71.",
