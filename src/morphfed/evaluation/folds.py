@@ -76,9 +76,7 @@ class FoldScores(Vectors):
     @property
     def local_arms(self) -> tuple[str, ...]:
         """Arms of local models."""
-        return tuple(
-            dict.fromkeys(arm for model, arm in self._arms.items() if model == made_of_locals(MEAN_LOCAL, arm))
-        )
+        return tuple(arm for model, arm in self._arms.items() if model == made_of_locals(MEAN_LOCAL, arm))
 
     def locals_of(self, arm: str) -> tuple[str, ...]:
         """The local models of an arm, in the sites' order."""

@@ -52,9 +52,8 @@ def hold_out(prepared: Prepared, study: Study) -> Prepared:
 
 def _all_test(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
     whole = pool(list(parts.values()))
-    nothing = replace(
-        whole, rows=whole.rows[:0], labels=whole.labels[:0], ids=whole.ids[:0], clusters=whole.clusters[:0]
-    )
+    empty = {key: getattr(whole, key)[:0] for key in ("rows", "labels", "ids", "clusters")}
+    nothing = replace(whole, **empty)
     return {"train": nothing, "validation": nothing, "test": whole}
 
 
