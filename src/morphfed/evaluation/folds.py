@@ -8,6 +8,7 @@ folds is taken inside each resample and every difference is paired.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,7 @@ class FoldScores(Vectors):
         self._arms: dict[str, str] = {}
         self._kept: dict[str, _Kept] = {MEAN_HELD_OUT: {}, MEAN_TRAINING: {}}
         self._clusters: dict[tuple[str, str], tuple[int, str]] = {}  # (site, role) → clusters, unit
+        self._home: dict[tuple[str, int], dict[str, Floats]] = {}  # a local model at its own site's test part
         self._best: dict[tuple[str, str, str], str] = {}
 
     def take(self, fold: str, scores: Scores) -> None:
@@ -64,6 +66,10 @@ class FoldScores(Vectors):
         self.metrics = tuple(dict.fromkeys((*self.metrics, *scores.metrics)))
         for site in scores.sites:
             self._clusters[site, scores.units[0].roles[site]] = scores.clusters_of(site)
+        for unit in scores.units:
+            if unit.own_site is not None:
+                found = {m: scores.vector(unit.model, unit.own_site, m, unit.seed) for m in scores.metrics}
+                self._home[unit.model, unit.seed] = {m: v for m, v in found.items() if v is not None}
         for model in scores.all_models:
             self._arms.setdefault(model, scores.arm(model))
             for seed in scores.seeds(model):
@@ -143,12 +149,34 @@ class FoldScores(Vectors):
             self._best[arm, site, metric] = max(scored, key=lambda m: scored[m]) if scored else ""
         return self._best[arm, site, metric]
 
+    def at(self, model: str, site: str, metric: str) -> float | None:
+        """Seed-mean of a local model's score at a site: its own, or one that was held out."""
+        seeds = self.seeds(model)
+        if model.partition("/")[2] == site:
+            vector = mean_over([self._home.get((model, seed), {}).get(metric) for seed in seeds])
+        else:
+            vector = self.seed_mean(model, site, metric, seeds)
+        return None if vector is None or not np.isfinite(vector[0]) else float(vector[0])
+
     def _at(self, arm: str, site: str, metric: str) -> Iterator[tuple[str, float]]:
         seeds = self.seeds(made_of_locals(BEST_LOCAL, arm))
         for model in self.locals_of(arm):
             found = self.seed_mean(model, site, metric, seeds)
             if found is not None and np.isfinite(found[0]):
                 yield model, float(found[0])
+
+
+def fold_matrix(scores: FoldScores, metric: str) -> dict[str, Any] | None:
+    """Local models: trained on row, tested on column, mean over seeds; None without local models.
+
+    At home a model is tested on its site's test part, elsewhere on all images. Of several arms the first is shown.
+    """
+    if not scores.local_arms:
+        return None
+    models = scores.locals_of(scores.local_arms[0])
+    values = [[scores.at(model, site, metric) for site in scores.sites] for model in models]
+    rows = [model.partition("/")[2] for model in models]
+    return {"metric": metric, "rows": rows, "columns": list(scores.sites), "values": values}
 
 
 def fold_pairs(scores: FoldScores, centralised: Sequence[str], federated: Sequence[str]) -> list[tuple[str, str]]:

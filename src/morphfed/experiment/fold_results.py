@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from morphfed.core.files import read_json
 from morphfed.core.progress import Reporter, silent
 from morphfed.evaluation.compare import compare_pairs, summarise
-from morphfed.evaluation.folds import FoldScores, fold_pairs
+from morphfed.evaluation.folds import FoldScores, fold_matrix, fold_pairs
 from morphfed.experiment.environment import describe
 from morphfed.experiment.folds import fold_study, hold_out
 from morphfed.experiment.results import PRIMARY, SCHEMA, build_results, describe_data, describe_study
@@ -121,6 +121,7 @@ def _joined(
             for site in sites
             if (best := scores.best_local(arm, site, PRIMARY))
         ],
+        "cross_site": fold_matrix(scores, PRIMARY),
         "comparisons": compare_pairs(scores, fold_pairs(scores, centralised, federated)),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
