@@ -33,44 +33,51 @@ def summarise_folds(r: Results) -> Summary:
 
 
 def _headline(r: Results) -> str:
-    models = _ranked(r, [m for m in [*r.arms, *r.means] if m.kind != "own"], MEAN)
+    models = _compared(r)
     n = len(r.held_out)
     if not models:
         return f"No arm has results in all {n} folds, so nothing is said of a site that took no part."
     best = models[0]
     text = (
-        f"At a site that took no part in training (each of the {n} in turn), {best.title} scored highest: mean "
-        f"{metric_name(r.metric)} {with_interval(r.estimate(best, MEAN))}"
+        f"At a site that took no part in training (each of the {n} in turn), {_called(best)} scored highest: mean "
+        f"{metric_name(r.metric)} {with_interval(r.estimate(best, MEAN))}."
     )
     federated = [m for m in models if m.kind == "federated"]
     if not federated:
-        return f"{text}. This run has no federated arm, so it does not say whether federation helps."
+        return f"{text} This run has no federated arm, so it does not say whether federation helps."
     if best.kind == "federated":
-        others = [m for m in models if m.kind != "federated"]
-        said = [_verdict(r, best, other) for other in others]
-        return f"{text}; {listed(said)}." if said else f"{text}."
+        said = [_against(r, best, other) for other in models if other.kind != "federated"]
+        return f"{text} It {listed(said)}." if said else text
     rival = federated[0]
-    place = "the federated arm" if len(federated) == 1 else "the best federated arm"
-    return f"{text}. Federated training did not reach it: {_verdict(r, rival, best, place)}."
+    name = rival.title if len(federated) == 1 else f"{rival.title}, the highest federated arm,"
+    return f"{text} {name} {_against(r, rival, best)}."
 
 
-def _verdict(r: Results, model: Model, other: Model, place: str = "") -> str:
-    """``that is +0.03 (…) against Pooled, clearly higher``; with ``place``, about that arm by name."""
+def _against(r: Results, model: Model, other: Model) -> str:
+    """What a sentence about ``model`` goes on with: how it differs from ``other`` at sites that took no part."""
     c = r.compare(model, other, MEAN)
     words = {
-        "higher": "clearly higher",
-        "lower": "clearly lower",
-        "unclear": "no clear difference",
-        "untested": "a difference that was not tested",
+        "higher": "did clearly better than",
+        "lower": "did clearly worse than",
+        "unclear": "showed no clear difference from",
+        "untested": "was not tested against",
     }[direction(c)]
-    if place:
-        return (
-            f"{place}, {difference(model, c)}, shows {words}"
-            if words.startswith(("no", "a "))
-            else (f"{place}, {difference(model, c)}, is {words}")
-        )
-    gap = difference(model, c).removeprefix(model.title).strip(" ()")
-    return f"against {other.title} {words}" + (f" ({gap})" if gap else "")
+    numbers = difference(model, c).removeprefix(model.title)
+    return f"{words} {_called(other)}{numbers}"
+
+
+def _called(model: Model) -> str:
+    names = {
+        "mean": "the average single-site model",
+        "pooled": "training on pooled data",
+        "best": "the best single-site model",
+    }
+    return names.get(model.kind, model.title)
+
+
+def _compared(r: Results) -> list[Model]:
+    """Arms that could be chosen for a new site, the highest first; the best local model could not."""
+    return _ranked(r, [m for m in [*r.arms, *r.means] if m.kind != "own"], MEAN)
 
 
 def _ranked(r: Results, models: Sequence[Model], scope: str) -> list[Model]:
@@ -79,7 +86,7 @@ def _ranked(r: Results, models: Sequence[Model], scope: str) -> list[Model]:
 
 
 def _arms(r: Results) -> Finding | None:
-    models = _ranked(r, [m for m in [*r.arms, *r.means] if m.kind != "own"], MEAN)
+    models = _compared(r)
     if len(models) < 2:
         return None
     said = [f"{m.title} {with_interval(r.estimate(m, MEAN))}" for m in models]
@@ -90,7 +97,8 @@ def _pooled(r: Results) -> Finding | None:
     pooled, federated = first(r.of_kind("pooled")), r.of_kind("federated")
     if pooled is None or not federated:
         return None
-    return Finding("Federated or pooled data", against(r, federated, pooled, MEAN))
+    text = f"One model trained on the other sites' pooled images reaches {with_interval(r.estimate(pooled, MEAN))}."
+    return Finding("Federated or pooled data", f"{text} {against(r, federated, pooled, MEAN)}")
 
 
 def _mean_local(r: Results) -> Finding | None:
@@ -116,26 +124,26 @@ def _by_site(r: Results) -> Finding | None:
     """Where federated arms are clearly above or below pooled data and the best single model, site by site."""
     federated = r.of_kind("federated")
     others = [m for m in (first(r.of_kind("pooled")), first(r.bests)) if m is not None]
-    said = []
-    for other in others:
-        for key, words in (("higher", "clearly higher"), ("lower", "clearly lower")):
-            sites = []
-            for site in r.held_out:
-                arms = [m.title for m, _ in groups_of(r, federated, other, site)[key]]
-                sites += [f"{site} ({listed(arms)})"] if arms else []
-            said.append(f"{words} than {other.title} at {listed(sites) or 'no site'}")
-    if not federated or not said:
-        return None
-    hardest = _ranked(r, [federated[0]], MEAN)
-    text = f"Federated arms are {'; '.join(said)}."
-    if hardest:
-        scores = {s: v for s in r.held_out if (v := r.estimate(federated[0], s).value) is not None}
-        low, high = min(scores, key=lambda s: scores[s]), max(scores, key=lambda s: scores[s])
-        text += (
-            f" {federated[0].title} is weakest at {low} ({score(scores[low])}) and strongest at {high} "
-            f"({score(scores[high])})."
-        )
-    return Finding("Site by site", text)
+    said = [_clear_sites(r, federated, other) for other in others] if federated else []
+    for model in federated[:1]:
+        scores = {s: v for s in r.held_out if (v := r.estimate(model, s).value) is not None}
+        if len(scores) > 1:
+            low, high = min(scores, key=lambda s: scores[s]), max(scores, key=lambda s: scores[s])
+            ends = f"weakest at {low} ({score(scores[low])}) and strongest at {high} ({score(scores[high])})"
+            said.append(f"{model.title} is {ends}.")
+    return Finding("Site by site", " ".join(said)) if said else None
+
+
+def _clear_sites(r: Results, federated: Sequence[Model], other: Model) -> str:
+    clauses = []
+    for key, words in (("higher", "clearly better than"), ("lower", "clearly worse than")):
+        arms = {site: [m.title for m, _ in groups_of(r, federated, other, site)[key]] for site in r.held_out}
+        where = [f"at {site} ({listed(titles)})" for site, titles in arms.items() if titles]
+        if where:
+            clauses.append(f"{words} {_called(other)} {listed(where)}")
+    if not clauses:
+        return f"At no single site do federated arms differ clearly from {_called(other)}."
+    return f"Federated arms are {'; '.join(clauses)}."
 
 
 def _drop(r: Results) -> Finding | None:

@@ -38,7 +38,8 @@ def _table(r: Results) -> Table:
     over = f"mean over {len(r.seeds)} seeds" if len(r.seeds) > 1 else "one seed"
     caption = (
         f"{capital(metric_name(r.metric))} of every arm on all images of each site, trained without that site "
-        f"({over}, 95 % intervals). ▲ marks an arm that is clearly better than every other arm there."
+        f"({over}, 95 % intervals). ▲ marks what is clearly better than every other row, "
+        "the best of the local models aside."
     )
     note = (
         "Mean, held-out sites: every site counts the same. Training sites: mean over the folds, on the test parts of "
@@ -69,7 +70,10 @@ def _site_name(r: Results, site: str) -> Cell:
 
 
 def _cell(r: Results, model: Model, scope: str) -> Cell:
-    cell = number_cell(r.estimate(model, scope), best=clearly_best(r, model, scope))
+    # The best of the local models is known only afterwards: it neither wins nor stands in the way.
+    rivals = [*r.arms, *r.means]
+    best = model.kind != "best" and clearly_best(r, model, scope, rivals)
+    cell = number_cell(r.estimate(model, scope), best=best)
     whose = best_site(r, model, scope) if model.kind == "best" else ""
     return Cell(cell.text, f"{cell.sub}\nof {whose}" if whose else cell.sub, best=cell.best)
 

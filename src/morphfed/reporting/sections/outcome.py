@@ -141,11 +141,11 @@ def number_cell(estimate: Estimate, *, best: bool = False, digits: int = 3) -> C
     return Cell(score(estimate.value, digits), "\n".join(lines), best=best)
 
 
-def clearly_best(r: Results, model: Model, scope: str) -> bool:
-    """Whether an arm differs clearly, and for the better, from every other arm in a scope."""
+def clearly_best(r: Results, model: Model, scope: str, rivals: Sequence[Model] = ()) -> bool:
+    """Whether a model differs clearly, and for the better, from every rival (by default every arm) in a scope."""
     sign = -1.0 if scope == "gap_training" else 1.0
     mine = r.estimate(model, scope)
-    others = [m for m in r.arms if m != model and r.estimate(m, scope).known]
+    others = [m for m in rivals or r.arms if m != model and r.estimate(m, scope).known]
     if mine.value is None or not others:
         return False
     return all(_beats(r.compare(model, m, scope), mine, r.estimate(m, scope), sign) for m in others)
