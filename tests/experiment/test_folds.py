@@ -72,9 +72,7 @@ def _fold(run: Path, site: str) -> dict[str, Any]:
 
 def _value(results: dict[str, Any], model: str, scope: str, key: str = "mean") -> float:
     (found,) = [
-        s
-        for s in results["summary"]
-        if (s["model"], s["scope"], s["metric"]) == (model, scope, "balanced_accuracy")
+        s for s in results["summary"] if (s["model"], s["scope"], s["metric"]) == (model, scope, "balanced_accuracy")
     ]
     value: float = found[key]
     return value
@@ -177,7 +175,9 @@ def test_a_local_model_is_trained_once_and_judged_in_every_other_fold(each: tupl
         (unit,) = [a for a in _fold(run, site)["arms"] if a["model"] == "local/alder"]
         assert unit["sites"][site]["n"] == 28
         other = "cedar" if site == "birch" else "birch"
-        assert unit["sites"][other]["n"] == _fold(run, site)["data"]["sites"][other]["classes"]["neutrophil"]["test"] * 2
+        assert (
+            unit["sites"][other]["n"] == _fold(run, site)["data"]["sites"][other]["classes"]["neutrophil"]["test"] * 2
+        )
 
 
 # ── what they say together ────────────────────────────────────────────────────────────────────────────────
@@ -217,7 +217,7 @@ def test_what_the_run_leaves(each: tuple[dict[str, Any], Path]) -> None:
 
 
 def test_seeds_and_arms_may_be_added_and_only_they_are_trained(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, run = _run(tiny, *EACH, "arms={local={}, fedavg={}}", "federation.rounds=1")
+    _, run = _run(tiny, *EACH, "arms={local={}, fedavg={}}", "federation.rounds=1")
     before = {p: p.stat().st_mtime_ns for p in run.rglob("unit.json")}
     assert len(before) == 6
     more = [*EACH, "arms={local={}, fedavg={}, fedprox={mu=0.5}}", "federation.rounds=1", "evaluation.images=false"]

@@ -114,6 +114,36 @@ def test_killed_and_run_again(moment: str, tiny: Path, uninterrupted: dict[str, 
     assert not list((tiny.parent / "runs" / "tiny" / "units").rglob("*.part"))
 
 
+def test_killed_in_the_second_fold_and_run_again(tiny: Path) -> None:
+    """Every site held out in turn: what is done stays, the fold that was cut off goes on, the bytes are the same."""
+    more = ["holdout=each", "held_out=[]", "arms={local={}, fedavg={}}", "federation.rounds=1"]
+    whole = tiny.parent / "whole"
+    shutil.copytree(tiny.parent / "films", whole / "films")
+    shutil.copy(tiny, whole / "study.toml")
+    assert _morphfed(whole / "study.toml", "", *more) == 0
+    # Two steps a site: 6 of the local models, 4 of the first fold, and in the middle of the second one.
+    trap = TRAPS["in a round, in the middle of a site's training"].replace("== 11", "== 13")
+    assert _morphfed(tiny, trap, *more) == -signal.SIGKILL
+    run = tiny.parent / "runs" / "tiny"
+    done = sorted(str(p.relative_to(run)) for p in run.rglob("unit.json"))
+    assert done == ["folds/alder/units/fedavg/all/seed-0/unit.json"] + [
+        f"units/local/{site}/seed-0/unit.json" for site in ("alder", "birch", "cedar")
+    ]
+    before = {name: (run / name).stat().st_mtime_ns for name in done}
+    assert _morphfed(tiny, "", *more) == 0
+    assert {name: (run / name).stat().st_mtime_ns for name in done} == before
+    assert _models_of_folds(tiny) == _models_of_folds(whole / "study.toml")
+    assert len(list(run.glob("folds/*/report.html"))) == 3
+    assert not list(run.rglob("*.part"))
+
+
+def _models_of_folds(study: Path) -> dict[str, str]:
+    run = study.parent / "runs" / "tiny"
+    found = {str(p.relative_to(run)): sha256_file(p) for p in run.rglob("*.safetensors") if "/seed-0/" in str(p)}
+    assert len({name for name in found if name.endswith("last.safetensors")}) == 6
+    return found
+
+
 def test_workers_die_with_their_parent_and_the_next_call_resumes(tiny: Path, uninterrupted: dict[str, str]) -> None:
     """The parent of a pool is killed in the middle of training; no orphan writes beside the resumed run."""
     study, run = tiny, tiny.parent / "runs" / "tiny"
