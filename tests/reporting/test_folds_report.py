@@ -113,8 +113,8 @@ def test_the_highest_federated_arm_against_the_others() -> None:
     })  # fmt: skip
     assert found.headline == (
         "At a site that took no part in training (each of the 3 in turn), FedProx scored highest: mean balanced "
-        "accuracy 0.710 (0.680 to 0.740). It showed no clear difference from training on pooled data (+0.010, −0.030 to 0.050) "
-        "and did clearly better than the average single-site model (+0.060, 0.020 to 0.100)."
+        "accuracy 0.710 (0.680 to 0.740). It showed no clear difference from training on pooled data (+0.010, "
+        "−0.030 to 0.050) and did clearly better than the average single-site model (+0.060, 0.020 to 0.100)."
     )
     assert "0.650 (0.620 to 0.680)" in finding(found, "Federated or the best single model")
     assert any("picked by the score" in c for c in found.cautions)
@@ -155,8 +155,8 @@ def test_site_by_site() -> None:
     })  # fmt: skip
     assert finding(found, "Site by site") == (
         "Federated arms are clearly better than training on pooled data at kampala (FedAvg and FedProx); clearly worse "
-        "than training on pooled data at munich (FedAvg). At no single site do federated arms differ clearly from the best "
-        "single-site model. FedAvg is weakest at munich (0.600) and strongest at kampala (0.800)."
+        "than training on pooled data at munich (FedAvg). At no single site do federated arms differ clearly from "
+        "the best single-site model. FedAvg is weakest at munich (0.600) and strongest at kampala (0.800)."
     )
     assert "FedAvg from 0.850 to 0.700" in finding(found, "What taking no part costs")
 
