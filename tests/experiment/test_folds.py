@@ -196,6 +196,13 @@ def test_the_joint_numbers_are_those_of_the_folds(each: tuple[dict[str, Any], Pa
     assert _value(results, "local (best)", "mean_held_out") == pytest.approx(np.mean(best))
     chosen = {b["held_out"]: b["model"] for b in results["best_local"]}
     assert [_value(folds[s], chosen[s], s) for s in SITES] == pytest.approx(best)
+    for site in SITES:
+        (unit,) = [a for a in folds[site]["arms"] if a["model"] == "fedavg"]
+        (recall,) = [
+            e for e in results["recall"] if (e["model"], e["held_out"], e["class"]) == ("fedavg", site, "neutrophil")
+        ]
+        counts = unit["sites"][site]["confusion"][0]
+        assert (recall["n"], recall["recall"]) == (14, counts[0] / sum(counts))
     pairs = {(c["a"], c["b"]) for c in results["comparisons"] if c["scope"] == "mean_held_out"}
     assert pairs == {("fedavg", "centralised"), ("fedavg", "local (best)"), ("fedavg", "local (mean)")}
 

@@ -92,6 +92,10 @@ def study(
             {"a": a, "b": b, "metric": "balanced_accuracy", "scope": scope, **c}
             for (a, b, scope), c in (comparisons or {}).items()
         ],
+        "recall": [
+            {"model": a, "held_out": s, "class": c, "n": n, "recall": 0.25 if n else None}
+            for a in arms if a != "local" for s in SITES for c, n in (("a", 25), ("b", 0 if s == "munich" else 4))
+        ],
         "environment": {"torch": "2"},
         "config": {},
     }  # fmt: skip
@@ -221,6 +225,12 @@ def test_page(make_page: Callable[[dict[str, Any]], Any], tmp_path: Path) -> Non
     ids = [n.attributes["id"] for n in tree.all() if "id" in n.attributes]
     assert len(set(ids)) == len(ids)
     assert len(tree.by_id("figure-left-out").all("svg")) == 4
+    recall = tree.by_id("figure-recall")
+    assert [n.attributes["aria-label"] for n in recall.all("svg")][1] == (
+        "Recall of FedAvg at each held-out site: a: kampala 0.25, munich 0.25, barcelona 0.25; "
+        "b: kampala 0.25, munich –, barcelona 0.25"
+    )
+    assert "Few images: b at barcelona (4) and b at kampala (4)." in recall.text()
     assert [row[1] for row in tree.by_id("table-sites").rows()] == ["each in turn"] * 3
     # Passes: images seen over training images, every fold's.
     assert [row[5] for row in tree.by_id("table-cost").rows()] == ["0.5"] * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from morphfed.core.files import read_json
@@ -42,7 +43,8 @@ def build_folds(
     """
     study = resolved.study
     scores = FoldScores(list(study.sites))
-    folds = []
+    folds: list[dict[str, Any]] = []
+    recalls: list[dict[str, Any]] = []
     for site in study.sites:
         mine = units_of_fold(units, study, site)
         done = [unit for unit in mine if is_done(unit, run)]
@@ -50,8 +52,10 @@ def build_folds(
             results, found = _fold(resolved, site, mine, prepared, run, failed, report)
             write(fold_folder(run, site), results)
             scores.take(site, found)
+            recalls += _recalls(site, results)
         folds.append(_entry(run, site, mine, done, prepared, [s for s in study.sites if s != site]))
-    return _joined(resolved, units, prepared, run, failed, scores, folds)
+    joined = _joined(resolved, units, prepared, run, failed, scores, folds)
+    return {**joined, "recall": recalls}
 
 
 def _fold(
@@ -70,6 +74,25 @@ def _fold(
     # The folds are trained together, so no time is that of one fold.
     results["study"] |= {"fold_of": resolved.study.name, "seconds": None}
     return results, scores
+
+
+def _recalls(site: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Recall of each class at a held-out site, mean over seeds, of every model that more than one site made."""
+    entries: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for unit in results["arms"]:
+        if unit["algorithm"] != "local":
+            for name, block in unit["sites"][site]["per_class"].items():
+                entries.setdefault((unit["model"], name), []).append(block)
+    return [
+        {
+            "model": model,
+            "held_out": site,
+            "class": name,
+            "n": blocks[0]["n"],
+            "recall": fmean(b["recall"] for b in blocks) if blocks[0]["n"] else None,
+        }
+        for (model, name), blocks in entries.items()
+    ]
 
 
 def _entry(

@@ -155,7 +155,7 @@ def _drop(r: Results) -> Finding | None:
             said.append(f"{model.title} from {score(home)} to {score(away)}")
     if not said:
         return None
-    text = f"From sites that trained to sites that did not: {listed(said)}."
+    text = f"From sites that trained (their test parts) to sites that did not (all images): {listed(said)}."
     own = first(r.of_kind("own"))
     if own is not None and r.estimate(own, "mean_training").known:
         text += f" A site's own model, at home: {with_interval(r.estimate(own, 'mean_training'))}."

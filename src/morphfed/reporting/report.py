@@ -82,6 +82,7 @@ def build(results: Results) -> list[Section]:
     of_folds = (
         left_out.left_out,
         differences.comparisons,
+        left_out.recalls,
         outcome.cross_site,
         left_out.fold_list,
         data.data,

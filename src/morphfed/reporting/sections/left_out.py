@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from morphfed.reporting.blocks import Cell, Figure, Page, Section, Table
 from morphfed.reporting.figures import Row, forest
-from morphfed.reporting.results import Estimate, Model, Results
+from morphfed.reporting.matrices import heat_map
+from morphfed.reporting.results import SMALL_CLASS, Estimate, Model, Results
 from morphfed.reporting.sections.outcome import TRANSPOSE, clearly_best, number_cell, score_limits, spoken
-from morphfed.reporting.text import capital, count, counted, metric_name
+from morphfed.reporting.text import capital, count, counted, finite, metric_name, plain, score, shortened
 
 MEAN = "mean_held_out"
 
@@ -108,6 +109,45 @@ def _row(page: Page, model: Model, scope: str) -> Row:
     if model.kind == "best" and (whose := best_site(r, model, scope)):
         label = f"Best local ({whose})"
     return Row(label, e.value, e.low, e.high, page.looks[model.key])
+
+
+def recalls(page: Page) -> Section | None:
+    """Which cells an arm finds at a site that took no part: a matrix an arm, classes × held-out sites."""
+    r = page.results
+    found = {(e["model"], e["class"], e["held_out"]): e for e in r.raw.get("recall") or ()}
+    joint = [m for m in r.arms if any(model == m.key for model, _, _ in found)]
+    if not joint:
+        return None
+    panels = []
+    for i, m in enumerate(joint):
+        lines = [[finite(found.get((m.key, c, s), {}).get("recall")) for s in r.held_out] for c in r.classes]
+        spoken_rows = (
+            f"{plain(c)}: " + ", ".join(f"{s} {score(v, 2)}" for s, v in zip(r.held_out, line, strict=True))
+            for c, line in zip(r.classes, lines, strict=True)
+        )
+        panels.append(
+            heat_map(
+                [plain(c) for c in r.classes],
+                r.held_out,
+                lines,
+                key=f"recall-{i}",
+                title=m.title,
+                xlabel="held out",
+                ylabel="true class",
+                limits=(0.0, 1.0),
+                alt=f"Recall of {m.title} at each held-out site: " + "; ".join(spoken_rows),
+            )
+        )
+    few = sorted(
+        {(int(e["n"]), plain(str(e["class"])), str(e["held_out"])) for e in found.values() if 0 < e["n"] < SMALL_CLASS}
+    )
+    caption = (
+        "Recall: share of a class's images at the held-out site that are named rightly by the arm trained without that "
+        "site; seed means. Brighter is better, empty: no such images there."
+    )
+    if few:
+        caption += f" Few images: {shortened([f'{c} at {s} ({n})' for n, c, s in few], 6)}."
+    return Section("recall", "Which cells are recognised at a new site", [Figure("recall", caption, panels, wide=True)])
 
 
 def fold_list(page: Page) -> Section:
