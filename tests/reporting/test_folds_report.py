@@ -231,7 +231,7 @@ def test_page(make_page: Callable[[dict[str, Any]], Any], tmp_path: Path) -> Non
         "b: kampala 0.25, munich –, barcelona 0.25"
     )
     assert "Few images: b at barcelona (4) and b at kampala (4)." in recall.text()
-    assert [row[1] for row in tree.by_id("table-sites").rows()] == ["each in turn"] * 3
+    assert [row[1] for row in tree.by_id("table-sites").rows()] == ["in turn"] * 3
     # Passes: images seen over training images, every fold's.
     assert [row[5] for row in tree.by_id("table-cost").rows()] == ["0.5"] * 4
     assert not re.search(r"\b(None|nan|Undefined)\b", tree.text())

@@ -37,7 +37,7 @@ _CHANNELS = {
     "green": Look("#2d7d46", "s", (5, 2)),
     "blue": Look("#2c5aa0", "D", (1.5, 1.5)),
 }
-_ROLES = {"train": "training", "held_out": "held out", "each": "each in turn"}
+_ROLES = {"train": "training", "held_out": "held out", "each": "in turn"}
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 
 
