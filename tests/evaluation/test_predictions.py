@@ -119,3 +119,15 @@ def test_unreadable_files_say_what_to_do(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata({}), path)
     with pytest.raises(StorageError, match="not a predictions file"):
         read_predictions(path)
+
+
+def test_some_of_the_images_in_an_order_of_ones_own() -> None:
+    found = make().only(np.array(["e.jpg", "b.jpg"]))
+    assert_equal(
+        found,
+        make(
+            ids=["e.jpg", "b.jpg"], labels=np.array([0, 1]), probabilities=ROWS[[3, 1]], clusters=np.array(["p3", "p1"])
+        ),
+    )
+    with pytest.raises(DataError, match=r"1 images were never predicted, such as x\.jpg"):
+        make().only(np.array(["a.jpg", "x.jpg"]))

@@ -114,6 +114,28 @@ def test_killed_and_run_again(moment: str, tiny: Path, uninterrupted: dict[str, 
     assert not list((tiny.parent / "runs" / "tiny" / "units").rglob("*.part"))
 
 
+def test_killed_in_the_last_fold_and_run_again(tiny: Path, uninterrupted: dict[str, str]) -> None:
+    """Every site held out in turn: what is done stays, and the fold goes on to the bytes of the ordinary study."""
+    more = ["holdout=each", "held_out=[]"]
+    # Two steps and a last look a site, two sites, three rounds: 18 calls a fold. The 46th is in the last fold's second
+    # round, at its second site.
+    trap = TRAPS["in a round, in the middle of a site's training"].replace("== 11", "== 46")
+    assert _morphfed(tiny, trap, *more) == -signal.SIGKILL
+    run = tiny.parent / "runs" / "tiny"
+    done = sorted(run.rglob("unit.json"))
+    assert [p.relative_to(run).parts[1] for p in done] == ["alder", "birch"]
+    before = [p.stat().st_mtime_ns for p in done]
+    assert _morphfed(tiny, "", *more) == 0
+    assert [p.stat().st_mtime_ns for p in done] == before
+    found = {
+        str(p.relative_to(run / "folds/cedar")): sha256_file(p)
+        for p in run.glob("folds/cedar/units/*/*/*/*.safetensors")
+    }
+    assert found == uninterrupted, "the ordinary study that holds out cedar"
+    assert len(list(run.glob("folds/*/report.html"))) == 3
+    assert not list(run.rglob("*.part"))
+
+
 def test_workers_die_with_their_parent_and_the_next_call_resumes(tiny: Path, uninterrupted: dict[str, str]) -> None:
     """The parent of a pool is killed in the middle of training; no orphan writes beside the resumed run."""
     study, run = tiny, tiny.parent / "runs" / "tiny"

@@ -7,13 +7,14 @@ from pathlib import Path
 
 
 def run(run: Path, /, *, out: Path | None = None) -> int:
-    """Write a run's report again.
+    """Write a run's report again, with those of its folds where it has any.
 
     Args:
         run: the run's folder, or its results.json.
         out: where the page goes; default report.html beside results.json.
     """
     from morphfed.core.errors import StorageError
+    from morphfed.core.files import read_json
     from morphfed.reporting import write_report
 
     results = run / "results.json" if run.is_dir() else run
@@ -23,5 +24,9 @@ def run(run: Path, /, *, out: Path | None = None) -> int:
             fix="finish it with the command that started it: morphfed run STUDY.toml.",
         )
     page = write_report(results, out or results.with_name("report.html"))
+    if out is None:
+        for fold in read_json(results).get("folds") or ():
+            if fold["results"]:
+                write_report(results.parent / fold["results"], results.parent / fold["report"])
     sys.stdout.write(f"report: {page}\nnext: open it in a browser.\n")
     return 0

@@ -46,8 +46,8 @@ def run(
 def say(finished: Finished, *, as_json: bool = False, next_step: str | None = None) -> None:
     """Print what a run found and where it is; every number comes from its results.json."""
     from morphfed.core.files import read_json
+    from morphfed.reporting.report import words
     from morphfed.reporting.results import Results
-    from morphfed.reporting.summary import summarise
 
     results: dict[str, Any] = read_json(finished.results)
     if as_json:
@@ -57,14 +57,17 @@ def say(finished: Finished, *, as_json: bool = False, next_step: str | None = No
             "report": str(finished.report),
             "failed": finished.failed,
             "summary": results["summary"],
+            **({"folds": results["folds"]} if "folds" in results else {}),
         }
         sys.stdout.write(jsonlib.dumps(outcome, indent=2, ensure_ascii=False) + "\n")
         return
-    summary = summarise(Results(results))
+    summary = words(Results(results))
     sys.stdout.write(f"{summary.headline}\n")
     for finding in summary.findings:
         sys.stdout.write(f"- {finding.topic}: {finding.text}\n")
     for name, why in finished.failed.items():
         sys.stdout.write(f"failed: {name}: {why}\n")
     sys.stdout.write(f"\nreport:  {finished.report}\nresults: {finished.results}\n")
+    if "folds" in results:
+        sys.stdout.write(f"folds:   {finished.run / 'folds'}/SITE/report.html\n")
     sys.stdout.write(f"next: {next_step or 'open the report in a browser.'}\n")

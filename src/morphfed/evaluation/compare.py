@@ -22,6 +22,7 @@ from morphfed.evaluation.scores import (
     WORST_TRAINING,
     Scores,
     UnitPredictions,
+    Vectors,
     known,
     made_of_locals,
 )
@@ -37,13 +38,13 @@ __all__ = [
     "summarise",
 ]
 
-Units = Sequence[UnitPredictions] | Scores
+Units = Sequence[UnitPredictions] | Vectors
 
 _ROUNDING = 1e-12  # equal sums of fractions, added in another order, differ by less than this
 
 
-def _scores(units: Units, metrics: Sequence[str] | None, resamples: int, seed: int) -> Scores:
-    if isinstance(units, Scores):
+def _scores(units: Units, metrics: Sequence[str] | None, resamples: int, seed: int) -> Vectors:
+    if isinstance(units, Vectors):
         return units
     return Scores(units, metrics=metrics, resamples=resamples, seed=seed)
 
@@ -71,7 +72,7 @@ def summarise(units: Units, *, resamples: int = RESAMPLES, seed: int = 0) -> lis
     return rows
 
 
-def _summary_row(scores: Scores, model: str, scope: str, metric: str, seeds: Sequence[int]) -> dict[str, Any] | None:
+def _summary_row(scores: Vectors, model: str, scope: str, metric: str, seeds: Sequence[int]) -> dict[str, Any] | None:
     vector = scores.seed_mean(model, scope, metric, seeds)
     if vector is None:
         return None
@@ -95,12 +96,14 @@ def _summary_row(scores: Scores, model: str, scope: str, metric: str, seeds: Seq
     }
 
 
-def cross_site_matrix(units: Units, metric: str = "balanced_accuracy") -> dict[str, Any] | None:
+def cross_site_matrix(
+    units: Sequence[UnitPredictions] | Scores, metric: str = "balanced_accuracy"
+) -> dict[str, Any] | None:
     """Local models: trained on row, tested on column, mean over seeds; None without local models.
 
     Of several arms of local models the first of the study is shown.
     """
-    scores = _scores(units, [metric], 0, 0)
+    scores = units if isinstance(units, Scores) else Scores(units, metrics=[metric], resamples=0)
     if not scores.locals:
         return None
     models = next(iter(scores.locals.values()))
@@ -146,7 +149,7 @@ def compare_pairs(
     here?").
 
     Args:
-        pairs: by default :func:`default_pairs`.
+        pairs: by default :func:`default_pairs` of the units; without units they must be given.
         metrics: by default balanced accuracy and macro-F1, masked too where a site lacks classes.
         scopes: by default all but the gap between sites.
 
@@ -157,7 +160,10 @@ def compare_pairs(
         DataError: an unknown model, metric or scope, or a pair without a common seed.
     """
     scores = _scores(units, metrics, resamples, seed)
-    pairs = default_pairs(scores.units) if pairs is None else pairs
+    if pairs is None:
+        if not isinstance(scores, Scores):
+            raise ValueError("scores without units need the pairs to compare")
+        pairs = default_pairs(scores.units)
     if metrics is None:
         metrics = [m for m in scores.metrics if m in ("balanced_accuracy", "macro_f1", *MASKED)]
     scopes = [s for s in scores.scopes if s != GAP_TRAINING] if scopes is None else scopes
@@ -174,7 +180,7 @@ def compare_pairs(
     return result
 
 
-def _compare(scores: Scores, a: str, b: str, metric: str, scope: str) -> dict[str, Any] | None:
+def _compare(scores: Vectors, a: str, b: str, metric: str, scope: str) -> dict[str, Any] | None:
     seeds = sorted(set(scores.seeds(a)) & set(scores.seeds(b)))
     if not seeds:
         raise DataError(

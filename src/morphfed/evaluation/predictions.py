@@ -97,6 +97,23 @@ class Predictions:
         values = np.where(total > 0, values / np.where(total > 0, total, 1.0), uniform)
         return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit)
 
+    def only(self, ids: NDArray[np.str_]) -> Predictions:
+        """The predictions of some of the images, in the order of ``ids``.
+
+        Raises:
+            DataError: an image is not among those predicted.
+        """
+        where = {name: row for row, name in enumerate(self.ids.tolist())}
+        missing = [name for name in ids.tolist() if name not in where]
+        if missing:
+            raise DataError(
+                f"{len(missing)} images were never predicted, such as {missing[0]}.",
+                fix="remove the stale predictions.parquet's folder and run the same command again.",
+            )
+        rows = np.array([where[name] for name in ids.tolist()], dtype=np.int64)
+        kept = (self.ids[rows], self.labels[rows], self.probabilities[rows], self.clusters[rows])
+        return Predictions(self.classes, *kept, self.cluster_unit)
+
     def save(self, path: Path) -> None:
         """Write to Parquet, atomically; the file holds this one set of predictions."""
         write_predictions(path, {"": self})

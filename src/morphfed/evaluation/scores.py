@@ -7,6 +7,7 @@ interval and is paired with whatever else is made of them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,49 @@ def made_of_locals(kind: str, arm: str) -> str:
     return f"{arm} ({kind})"
 
 
-class Scores:
+class Vectors(ABC):
+    """What summaries and comparisons ask: a vector for every model, scope, metric and seed.
+
+    Attributes:
+        resamples: B.
+        metrics: names, of :data:`METRICS` and :data:`MASKED`.
+    """
+
+    resamples: int
+    metrics: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def all_models(self) -> tuple[str, ...]:
+        """Every model, also those that are made of others."""
+
+    @property
+    @abstractmethod
+    def scopes(self) -> tuple[str, ...]:
+        """Every scope."""
+
+    @abstractmethod
+    def arm(self, model: str) -> str:
+        """The arm of a model."""
+
+    @abstractmethod
+    def seeds(self, model: str) -> tuple[int, ...]:
+        """Seeds of a model, rising."""
+
+    @abstractmethod
+    def clusters_of(self, scope: str) -> tuple[int, str]:
+        """How many clusters stand behind a scope, and of what unit: ``patient``, ``image`` or ``mixed``."""
+
+    @abstractmethod
+    def vector(self, model: str, scope: str, metric: str, seed: int) -> Floats | None:
+        """The vector of one model and seed in a scope; None where that is not defined."""
+
+    def seed_mean(self, model: str, scope: str, metric: str, seeds: Sequence[int]) -> Floats | None:
+        """Mean of the vectors over ``seeds``, inside each resample."""
+        return mean_over([self.vector(model, scope, metric, s) for s in seeds])
+
+
+class Scores(Vectors):
     """Vectors of many units; what summaries, matrices and comparisons are read from.
 
     Args:
@@ -168,10 +211,6 @@ class Scores:
         }
         return _over(parts, fold.get(scope, _mean))
 
-    def seed_mean(self, model: str, scope: str, metric: str, seeds: Sequence[int]) -> Floats | None:
-        """Mean of the vectors over ``seeds``, inside each resample."""
-        return _over([self.vector(model, scope, metric, s) for s in seeds], _mean)
-
 
 def known(kind: str, names: Sequence[str], options: Sequence[str]) -> None:
     """Refuse a name that is not among ``options``.
@@ -190,6 +229,11 @@ def known(kind: str, names: Sequence[str], options: Sequence[str]) -> None:
 def _over(parts: Sequence[Floats | None], fold: Callable[[Floats], Floats]) -> Floats | None:
     known = [p for p in parts if p is not None]
     return fold(np.stack(known)) if parts and len(known) == len(parts) else None
+
+
+def mean_over(parts: Sequence[Floats | None]) -> Floats | None:
+    """Mean of vectors; None without any, or where one of them is None."""
+    return _over(parts, _mean)
 
 
 def _mean(values: Floats) -> Floats:

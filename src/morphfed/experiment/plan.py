@@ -37,7 +37,7 @@ def plan_study(
     frame = manifest.frame[manifest.frame["class"].notna()]
     sites = {
         site: {
-            "role": "held_out" if site in study.held_out else "train",
+            "role": "each" if study.holdout == "each" else "held_out" if site in study.held_out else "train",
             **{part: int(((frame["site"] == site) & (frame["split"] == part)).sum()) for part in _PARTS},
             "left_out": sum(left_out[site].values()),
         }
@@ -50,6 +50,7 @@ def plan_study(
     report(Event("plan", text="building the networks", done=1, total=1))
     return {
         "study": study.name,
+        "folds": list(study.sites) if study.holdout == "each" else [],
         "sites": sites,
         "notes": [*notes, *split_notes],
         "units": units,
@@ -104,7 +105,7 @@ def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network:
     passes = arm.federation.rounds * arm.train.local_epochs
     steps = passes * sum(-(-n // arm.train.batch_size) for n in groups)
     judged = arm.federation.rounds * sum(int(sites[s]["validation"]) for s in unit.trained_on)
-    judged += sum(int(site["test"]) for site in sites.values())
+    judged += sum(_tested(unit, name, site) for name, site in sites.items())
     step = network["step_seconds"]
     seconds = None
     if step is not None:
@@ -113,6 +114,7 @@ def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network:
     return {
         "arm": unit.arm,
         "model": unit.model,
+        "held_out": unit.fold or None,
         "seed": unit.seed,
         "rounds": arm.federation.rounds,
         "steps": steps,
@@ -123,6 +125,12 @@ def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network:
     }
 
 
+def _tested(unit: Unit, name: str, site: Mapping[str, Any]) -> int:
+    """Images of a site that the unit predicts: all of them where the site is held out."""
+    whole = name == unit.fold or (unit.shared and name not in unit.trained_on)
+    return sum(int(site[part]) for part in _PARTS) if whole else int(site["test"])
+
+
 def render_plan(plan: Mapping[str, Any]) -> str:
     """The plan as text for a terminal."""
     lines = [f"study {plan['study']}", "", "sites"]
@@ -130,14 +138,18 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     for name, site in plan["sites"].items():
         parts = "  ".join(f"{part} {site[part]:>5}" for part in _PARTS)
         left = f"  left out {site['left_out']}" if site["left_out"] else ""
-        lines.append(f"  {name:<{width}}  {site['role']:<8}  {parts}{left}")
+        role = "in turn" if site["role"] == "each" else site["role"]
+        lines.append(f"  {name:<{width}}  {role:<8}  {parts}{left}")
+    if plan["folds"]:
+        lines += ["", f"{len(plan['folds'])} folds: each site is held out once, as test only, and the others train;"]
+        lines += ["local models are trained once and shared by the folds"]
     lines += ["", "notes", *(f"  {note}" for note in plan["notes"]), "", "models (one seed)"]
     first = plan["units"][0]["seed"]
-    width = max(len(u["model"]) for u in plan["units"])
+    width = max(len(_name(u)) for u in plan["units"])
     for u in (u for u in plan["units"] if u["seed"] == first):
         time = "" if u["seconds"] is None else f"  about {_duration(u['seconds'])}"
         lines.append(
-            f"  {u['model']:<{width}}  {u['rounds']} rounds  {u['steps']:>6} steps  {u['parameters'] / 1e6:.2f} M "
+            f"  {_name(u):<{width}}  {u['rounds']} rounds  {u['steps']:>6} steps  {u['parameters'] / 1e6:.2f} M "
             f"parameters  {u['megabytes_per_round']:.1f} MB a round  {u['precision']}{time}"
         )
     seeds = Counter(u["seed"] for u in plan["units"])
@@ -145,6 +157,10 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     if plan["estimated_seconds"] is not None:
         lines[-1] += f": about {_duration(plan['estimated_seconds'])} of training on this machine"
     return "\n".join(lines)
+
+
+def _name(unit: Mapping[str, Any]) -> str:
+    return f"{unit['model']} without {unit['held_out']}" if unit["held_out"] else str(unit["model"])
 
 
 def _duration(seconds: float) -> str:

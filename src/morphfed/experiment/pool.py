@@ -69,15 +69,16 @@ def _here(jobs: Sequence[Job], threads: int, report: Reporter) -> dict[str, str]
 
 def _attempt(job: Job, report: Reporter) -> str | None:
     """Train one unit; return why it failed, or None."""
+    from morphfed.experiment.folds import hold_out, study_of
     from morphfed.experiment.train_unit import train_unit
 
-    study = job.resolved.study
+    study = study_of(job.unit, job.resolved.study)
     try:
         train_unit(
             job.unit,
             study,
             job.resolved.arms[job.unit.arm],
-            _prepared(job.resolved, job.run, job.cache),
+            hold_out(_prepared(job.resolved, job.run, job.cache), study),
             run=job.run,
             study_folder=job.study_folder,
             fingerprint=job.fingerprint,

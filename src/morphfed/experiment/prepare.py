@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import commonpath
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,14 @@ class Prepared:
         cluster_units: site → ``patient`` or ``image``.
         info: site → the ``data.sites`` block of results.json.
         notes: sentences that a user should see.
+        split_notes: those of them that are about the split; each starts with its site's name.
     """
 
     sets: dict[str, dict[str, ImageSet]]
     cluster_units: dict[str, str]
     info: dict[str, dict[str, Any]]
     notes: list[str]
+    split_notes: list[str] = field(default_factory=list)
 
 
 def prepare(
@@ -68,7 +70,7 @@ def prepare(
         manifest, left_out, split_notes = label_and_split(manifest, study, report=report)
         scales = site_scales(manifest, study, report=report)
         manifest = manifest.write(run / MANIFEST)
-        _write_prepared(study, manifest, left_out, scales, store, run, [*notes, *split_notes])
+        _write_prepared(study, manifest, left_out, scales, store, run, notes, split_notes)
     return load_prepared(study, run, cache, report=report, workers=workers)
 
 
@@ -80,6 +82,7 @@ def _write_prepared(
     store: ImageStore,
     run: Path,
     notes: list[str],
+    split_notes: list[str],
 ) -> None:
     import pandas as pd
 
@@ -106,7 +109,8 @@ def _write_prepared(
         site: _site_info(site, study, manifest.for_site(site), prepared, left_out[site], scales[site])
         for site in study.sites
     }
-    write_json(run / DATA, {"sites": info, "notes": notes, "prepared_sha256": sha256_file(run / PREPARED)})
+    said = {"notes": [*notes, *split_notes], "split_notes": split_notes}
+    write_json(run / DATA, {"sites": info, **said, "prepared_sha256": sha256_file(run / PREPARED)})
 
 
 def _image_ids(frame: pd.DataFrame) -> list[str]:
@@ -204,9 +208,9 @@ def load_prepared(
     frame = frame[readable].reset_index(drop=True)
     rows = store.rows_of(frame["key"])
     sets = {site: _parts(frame, rows, store, site, len(study.classes)) for site in study.sites}
-    _refuse_untrainable(sets, study)
+    refuse_untrainable(sets, study)
     units = {site: str(block["cluster_unit"]) for site, block in info.items()}
-    return Prepared(sets, units, info, notes)
+    return Prepared(sets, units, info, notes, list(saved.get("split_notes", ())))
 
 
 def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], failed: Mapping[str, str]) -> None:
@@ -239,7 +243,13 @@ def _parts(
     return parts
 
 
-def _refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study) -> None:
+def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study) -> None:
+    """Refuse a site, or sites together, without enough to train or to test on.
+
+    Raises:
+        DataError: names the site.
+        ConfigError: all training images are of one class.
+    """
     for site in study.training_sites:
         if len(sets[site]["train"]) < 2:
             raise DataError(
@@ -251,4 +261,7 @@ def _refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study
             raise DataError(f"Held-out site '{site}' has no readable image.", fix="check its folder.")
     counts = np.sum([sets[site]["train"].class_counts for site in study.training_sites], axis=0)
     if np.count_nonzero(counts) < 2:
-        raise ConfigError("All training images are of one class.", fix="name other classes, or bring other sites.")
+        without = f" without {', '.join(study.held_out)}" if study.held_out else ""
+        raise ConfigError(
+            f"All training images{without} are of one class.", fix="name other classes, or bring other sites."
+        )

@@ -47,11 +47,14 @@ def build_results(
     failed: Mapping[str, str],
     *,
     report: Reporter = silent,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Scores]:
     """Judge all finished units.
 
     Args:
         failed: units that could not be trained → why; they are listed, and their arms have fewer seeds.
+
+    Returns:
+        The content of results.json, and the scores that its summary and comparisons were read from.
     """
     study = resolved.study
     done = [unit for unit in units if is_done(unit, run)]
@@ -60,6 +63,8 @@ def build_results(
     for number, unit in enumerate(done):
         report(Event("evaluate", number, len(done), f"judging {unit.key}"))
         found = read_predictions(unit.folder(run) / "predictions.parquet")
+        if unit.shared:
+            found = {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in found.items()}
         entry = read_unit(unit, run)
         entry["sites"] = _judge(unit, found, roles, prepared, resolved)
         entries.append(entry)
@@ -69,10 +74,10 @@ def build_results(
     report(Event("evaluate", len(done), len(done), "comparing arms"))
     scores = Scores(predicted, resamples=study.evaluation.resamples, seed=0)
     saved = read_json(run / "config.json")
-    return {
+    results = {
         "schema": SCHEMA,
-        "study": _study(resolved, saved),
-        "data": {"sites": _sites(prepared, resolved), "notes": prepared.notes, "check": _check(run)},
+        "study": describe_study(resolved, saved),
+        "data": describe_data(prepared, resolved, run),
         "arms": entries,
         "failed": [{"unit": name, "reason": why} for name, why in failed.items()],
         "summary": summarise(scores),
@@ -81,9 +86,15 @@ def build_results(
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
     }
+    return results, scores
 
 
-def _study(resolved: Resolved, saved: Mapping[str, Any]) -> dict[str, Any]:
+def describe_study(resolved: Resolved, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``study`` block.
+
+    Args:
+        saved: the run's config.json.
+    """
     study = resolved.study
     return {
         "name": study.name,
@@ -98,6 +109,11 @@ def _study(resolved: Resolved, saved: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": saved["seconds"],
         "primary_metric": PRIMARY,
     }
+
+
+def describe_data(prepared: Prepared, resolved: Resolved, run: Path) -> dict[str, Any]:
+    """The ``data`` block."""
+    return {"sites": _sites(prepared, resolved), "notes": prepared.notes, "check": _check(run)}
 
 
 def _judge(

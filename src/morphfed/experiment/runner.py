@@ -20,6 +20,7 @@ from morphfed.core.errors import ConfigError, MorphfedError, StorageError
 from morphfed.core.files import read_json, sha256_text, storage_error, write_bytes, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.experiment.assemble import data_root
+from morphfed.experiment.folds import refuse_folds
 from morphfed.experiment.pool import Job, run_jobs
 from morphfed.experiment.prepare import Prepared, prepare
 from morphfed.experiment.resolve import Resolved, changes, resolve
@@ -83,6 +84,7 @@ def run_study(study_file: Path, options: Options, *, report: Reporter = silent) 
         prepared = prepare(resolved.study, run, options.cache, study_file.parent, report=report)
         for note in prepared.notes:
             report(Event("data", text=note, level="info"))
+        refuse_folds(prepared, resolved.study)
         _check_data(resolved, run, report)
         units = units_of(resolved.study, resolved.arms)
         failed = _train(units, resolved, run, options.cache, study_file.parent, report)
@@ -101,16 +103,27 @@ def write_results(
     *,
     report: Reporter = silent,
 ) -> tuple[Path, Path]:
-    """Evaluate all finished units and write results.json and report.html."""
+    """Evaluate all finished units and write results.json and report.html, those of every fold first."""
+    from morphfed.experiment.fold_results import build_folds
     from morphfed.experiment.results import build_results
     from morphfed.reporting import write_report
 
-    results = build_results(resolved, units, prepared, run, failed, report=report)
+    if resolved.study.holdout == "each":
+        results = build_folds(resolved, units, prepared, run, failed, write=_write_fold, report=report)
+    else:
+        results, _ = build_results(resolved, units, prepared, run, failed, report=report)
     write_json(run / RESULTS, results)
     report(Event("report", 0, 1, "writing the report"))
     page = write_report(run / RESULTS, run / REPORT)
     report(Event("report", 1, 1, "writing the report"))
     return run / RESULTS, page
+
+
+def _write_fold(folder: Path, results: Mapping[str, Any]) -> None:
+    from morphfed.reporting import write_report
+
+    write_json(folder / RESULTS, results)
+    write_report(folder / RESULTS, folder / REPORT)
 
 
 @contextmanager

@@ -78,6 +78,9 @@ class Study(Config):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training run of every arm each")
     classes: tuple[str, ...] = Field(min_length=2, description="nodes of the ontology; finer labels are joined")
     held_out: tuple[str, ...] = Field((), description="sites that never train and never select")
+    holdout: Literal["named", "each"] = Field(
+        "named", description="named: the sites of held_out; each: every site in turn, all others training"
+    )
     sites: dict[str, SiteConfig] = Field(min_length=1, description="the sites by name")
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -174,6 +177,8 @@ def _check_sites(study: Study, path: Path) -> None:
                 f"{path}: held_out names the site '{name}', which is not in [sites].{did_you_mean(name, study.sites)}",
                 fix="correct the name, or add the site.",
             )
+    if study.holdout == "each":
+        _check_each(study, path)
     if not study.training_sites:
         raise ConfigError(f"{path}: every site is held out.", fix="leave at least one site to train.")
     if not study.arms:
@@ -181,6 +186,20 @@ def _check_sites(study: Study, path: Path) -> None:
     from morphfed.data.ontology import load_ontology
 
     load_ontology().resolve_classes(study.classes)
+
+
+def _check_each(study: Study, path: Path) -> None:
+    if study.held_out:
+        raise ConfigError(
+            f'{path}: holdout = "each" holds out every site in turn, but held_out names {", ".join(study.held_out)}.',
+            fix='remove held_out, or set holdout = "named" to hold out only the sites that it names.',
+        )
+    if len(study.sites) < 2:
+        raise ConfigError(
+            f'{path}: holdout = "each" needs at least two sites, one to hold out and one to train; '
+            f"there is {len(study.sites)}.",
+            fix='add a site, or set holdout = "named".',
+        )
 
 
 def resolve_arm(study: Study, name: str, *, where: str) -> Arm:

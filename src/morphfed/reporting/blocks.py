@@ -21,6 +21,7 @@ class Cell:
         words: text rather than a number: set to the left.
         strong: a row's or column's name in bold.
         span: columns it covers.
+        href: where its text leads, relative to the page.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Cell:
     words: bool = False
     strong: bool = False
     span: int = 1
+    href: str = ""
 
 
 @dataclass
@@ -176,7 +178,7 @@ class Page:
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        self.looks = looks({m.key: m.kind for m in [*results.arms, *results.means, *results.singles]})
+        self.looks = looks({m.key: m.kind for m in results.models})
         self._swatches: dict[Look, str] = {}
 
     def legend(self, keys: Sequence[str]) -> list[tuple[str, str]]:

@@ -12,6 +12,8 @@ from morphfed.reporting.text import counted, listed, plain, score, shortened
 
 def cautions(r: Results) -> list[str]:
     """What limits the numbers: a sentence or two each, the gravest first."""
+    if r.folds:
+        return [text for text in (make(r) for make in _OF_FOLDS) if text]
     makers = (
         _missing,
         _chance,
@@ -93,11 +95,16 @@ def small_classes(r: Results) -> list[tuple[str, str, int]]:
     """Classes with 1 to ``SMALL_CLASS − 1`` test images: site, class, images; smallest first."""
     found = []
     for site in r.all_sites:
-        counts = {c: int(v.get("test") or 0) for c, v in (r.sites.get(site, {}).get("classes") or {}).items()}
+        counts = {c: _tested_images(r, v) for c, v in (r.sites.get(site, {}).get("classes") or {}).items()}
         if not counts:
             counts = _tested_counts(r, site)
         found += [(site, c, n) for c, n in counts.items() if c in r.classes and 0 < n < SMALL_CLASS]
     return sorted(found, key=lambda f: f[2])
+
+
+def _tested_images(r: Results, parts: Mapping[str, Any]) -> int:
+    """Test images of a class at a site: all of them where the site is held out in turn."""
+    return sum(int(parts.get(p) or 0) for p in (("train", "validation", "test") if r.folds else ("test",)))
 
 
 def _tested_counts(r: Results, site: str) -> dict[str, int]:
@@ -155,3 +162,78 @@ def _check(r: Results) -> str:
     counts = {level: sum(1 for f in findings if f.get("level") == level) for level in ("error", "warning")}
     said = listed(counted(n, level) for level, n in counts.items() if n)
     return f"The data check left {said}." if said else ""
+
+
+# ── a study that holds out every site in turn ─────────────────────────────────────────────────────────────
+def _of_these_sites(r: Results) -> str:
+    return (
+        f"The intervals hold for other images of these {len(r.held_out)} sites, not for other hospitals: "
+        f"{len(r.held_out)} sites say little about how much hospitals differ. The folds share training sites, so their "
+        "results are not independent of each other."
+    )
+
+
+def _picked(r: Results) -> str:
+    joint = [m for m in r.arms if m.kind != "own"]
+    if len(joint) < 2:
+        return ""
+    return "The highest arm is picked by the score that is shown, so its own score is on the high side."
+
+
+def _alone(r: Results) -> str:
+    if len(r.held_out) > 2:
+        return ""
+    return "With two sites one trains alone in every fold, so federated and pooled arms are that site's own model."
+
+
+def _absent_classes(r: Results) -> str:
+    lacking = []
+    for site in r.held_out:
+        counts = {c: _tested_images(r, v) for c, v in (r.sites.get(site, {}).get("classes") or {}).items()}
+        absent = [plain(c) for c, n in counts.items() if c in r.classes and not n]
+        lacking += [f"{listed(absent)} at {site}"] if absent else []
+    if not lacking:
+        return ""
+    return (
+        f"Some of the study's classes are absent ({shortened(lacking, 6)}). A score is over the classes present, and a "
+        "model may predict any class of the study; scores masked to the classes present are in the folds' reports."
+    )
+
+
+def _chance_away(r: Results) -> str:
+    """Arms that are no better, at sites that took no part, than naming one class always."""
+    present = [
+        sum(_tested_images(r, v) > 0 for c, v in (r.sites.get(s, {}).get("classes") or {}).items() if c in r.classes)
+        for s in r.held_out
+    ]
+    if r.metric != "balanced_accuracy" or not all(present) or not present:
+        return ""
+    level = fmean(1 / n for n in present)
+    lost = []
+    for model in [*r.arms, *r.means]:
+        e = r.estimate(model, "mean_held_out")
+        reached = e.value if e.low is None else e.low
+        if reached is not None and reached <= level + 1e-9:
+            lost.append(model.title)
+    if not lost:
+        return ""
+    return (
+        f"Naming one class always gives {score(level)}; not clearly above that at held-out sites: {listed(lost)}. "
+        "Differences between arms that hardly learned mean little."
+    )
+
+
+_OF_FOLDS = (
+    _missing,
+    _chance_away,
+    _of_these_sites,
+    _picked,
+    _alone,
+    _single_seed,
+    _by_image,
+    _small,
+    _absent_classes,
+    _median,
+    _rejected,
+    _check,
+)

@@ -26,6 +26,7 @@ def heat_map(
     boxed: Sequence[tuple[int, int]] = (),
     row_break: int | None = None,
     column_break: int | None = None,
+    title: str = "",
 ) -> str:
     """A matrix with its numbers; cividis.
 
@@ -37,6 +38,7 @@ def heat_map(
         limits: values of the darkest and the lightest colour.
         boxed: cells with a frame (a model at home).
         row_break, column_break: a white gap before this row or column.
+        title: above it.
     """
     written = [["" if v is None else score(v, 2) for v in line] for line in values]
     return _matrix(
@@ -55,6 +57,7 @@ def heat_map(
             column_break=column_break,
             xlabel=xlabel,
             ylabel=ylabel,
+            title=title,
         ),
         key=key,
         alt=alt,

@@ -8,8 +8,9 @@ from typing import Any
 
 from morphfed.core.files import write_text
 from morphfed.reporting.blocks import Page, Section, number
+from morphfed.reporting.folds import summarise_folds
 from morphfed.reporting.results import Results, load
-from morphfed.reporting.summary import summarise
+from morphfed.reporting.summary import Summary, summarise
 
 
 def write_report(results: Mapping[str, Any] | Path, out: Path) -> Path:
@@ -51,10 +52,15 @@ def render(results: Results) -> str:
     return environment.get_template("report.html.j2").render(
         results=results,
         description=describe(results),
-        summary=summarise(results),
+        summary=words(results),
         sections=sections,
         style=style,
     )
+
+
+def words(results: Results) -> Summary:
+    """What the report opens with."""
+    return summarise_folds(results) if results.folds else summarise(results)
 
 
 def build(results: Results) -> list[Section]:
@@ -66,13 +72,24 @@ def build(results: Results) -> list[Section]:
         data,
         differences,
         learning,
+        left_out,
         methods,
         mistakes,
         outcome,
     )
 
     page = Page(results)
-    makers = (
+    of_folds = (
+        left_out.left_out,
+        differences.comparisons,
+        left_out.recalls,
+        outcome.cross_site,
+        left_out.fold_list,
+        data.data,
+        cost.cost,
+        methods.methods,
+    )
+    of_study = (
         outcome.arms_by_sites,
         differences.comparisons,
         learning.learning,
@@ -85,7 +102,7 @@ def build(results: Results) -> list[Section]:
         cost.cost,
         methods.methods,
     )
-    sections = [s for s in (make(page) for make in makers) if s is not None]
+    sections = [s for s in (make(page) for make in (of_folds if results.folds else of_study)) if s is not None]
     number(sections)
     return sections
 
@@ -96,7 +113,9 @@ def describe(results: Results) -> str:
 
     arms = listed(m.title for m in results.arms)
     text = f"{arms} compared over {counted(len(results.training), 'training site')}"
-    if results.held_out:
+    if results.folds:
+        text = f"{arms} compared over {counted(len(results.folds), 'site')}, each held out once while the others train"
+    elif results.held_out:
         text += f" and {counted(len(results.held_out), 'held-out site')}"
     classes = counted(len(results.classes), "cell class", "cell classes")
     return f"{text}: {classes}, {counted(len(results.seeds), 'seed')}."

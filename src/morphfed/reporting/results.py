@@ -18,7 +18,7 @@ SIGNIFICANT = 0.05
 SMALL_CLASS = 20
 """Test images of a class below which its recall is called uncertain (its 95 % interval spans 0.2 or more)."""
 
-Kind = Literal["own", "mean", "single", "pooled", "federated"]
+Kind = Literal["own", "mean", "best", "single", "pooled", "federated"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Model:
         key: name in ``summary`` and ``comparisons``.
         arm: the arm it belongs to.
         kind: ``own``: every site judged by its own local model; ``mean``: the mean of the local models' scores;
-            ``single``: one site's local model, judged everywhere; ``pooled``: all images in one place;
+            ``best``: at each held-out site the best local model; ``single``: one site's local model, judged
+            everywhere; ``pooled``: all images in one place;
             ``federated``: the rest.
         title: name for people.
         site: the site that trained it, for ``single``.
@@ -115,6 +116,7 @@ class Results:
         self.seeds: list[int] = list(study.get("seeds") or sorted({u["seed"] for u in raw["arms"]}))
         self.training: list[str] = list(study["training_sites"])
         self.held_out: list[str] = list(study.get("held_out") or [])
+        self.folds: list[Mapping[str, Any]] = list(raw.get("folds") or [])
         self.metric = str(study.get("primary_metric") or "balanced_accuracy")
         self.units: list[Mapping[str, Any]] = list(raw["arms"])
         self.data: Mapping[str, Any] = raw.get("data") or {}
@@ -126,11 +128,13 @@ class Results:
 
     @property
     def all_sites(self) -> list[str]:
-        """Training sites, then held-out sites."""
-        return [*self.training, *self.held_out]
+        """Training sites, then held-out sites; each once where every site is both in turn."""
+        return list(dict.fromkeys([*self.training, *self.held_out]))
 
     def role(self, site: str) -> str:
-        """``train`` or ``held_out``."""
+        """``train``, ``held_out``, or ``each`` where every site is held out in turn."""
+        if self.folds:
+            return "each"
         return "held_out" if site in self.held_out else "train"
 
     def patient_unit(self, site: str) -> str:
@@ -174,9 +178,23 @@ class Results:
             if m.kind == "own"
         ]
 
+    @cached_property
+    def bests(self) -> list[Model]:
+        """For every local arm the best of its models at each held-out site, in a study of folds."""
+        return [
+            Model(f"{m.arm} (best)", m.arm, "best", f"{arm_title(m.arm)} (best of models)")
+            for m in self.arms
+            if m.kind == "own" and self.folds
+        ]
+
+    @property
+    def models(self) -> list[Model]:
+        """Every model: the arms, and what the local ones are and make."""
+        return [*self.arms, *self.means, *self.bests, *self.singles]
+
     def of_kind(self, kind: Kind) -> list[Model]:
         """Arms of one kind."""
-        return [m for m in [*self.arms, *self.means, *self.singles] if m.kind == kind]
+        return [m for m in self.models if m.kind == kind]
 
     def mean_of(self, model: Model) -> Model | None:
         """The mean model of a local arm."""
@@ -194,7 +212,7 @@ class Results:
 
     def title_of(self, key: str) -> str:
         """A model's name for people."""
-        known = {m.key: m.title for m in [*self.arms, *self.means, *self.singles]}
+        known = {m.key: m.title for m in self.models}
         return known.get(key, key)
 
     def units_of(self, model: Model, site: str | None = None) -> list[Mapping[str, Any]]:
@@ -265,6 +283,8 @@ class Results:
     @property
     def planned(self) -> int:
         """Units that the study asked for."""
+        if self.folds:
+            return len(self.units) + len(self.missing)
         return len(self._wanted) * len(self.seeds)
 
     @cached_property
@@ -276,6 +296,8 @@ class Results:
     def missing(self) -> list[tuple[str, str]]:
         """Units that the study asked for and that have no results → why, as far as that is known."""
         reasons = _reasons(self.raw.get("failed"))
+        if self.folds:
+            return list(reasons.items())
         done = {(u["model"], u["seed"]) for u in self.units if u.get("sites")}
         lacking = [(key, seed) for key in self._wanted for seed in self.seeds if (key, seed) not in done]
         return [(f"{key}, seed {seed}", self._why(key, seed, reasons)) for key, seed in lacking]

@@ -55,7 +55,7 @@ def _headline(r: Results) -> str:
     if not federated:
         arms = listed(m.title for m in r.arms)
         return f"This run has no federated arm, so it does not say whether federation helps; it shows {arms}."
-    own, pooled, single = (_first(r.of_kind(kind)) for kind in ("own", "pooled", "mean"))
+    own, pooled, single = (first(r.of_kind(kind)) for kind in ("own", "pooled", "mean"))
     sentences = []
     one = len(r.training) == 1
     at_home = [(own, "the site's own model" if one else "each site's own model"), (pooled, "pooled data")]
@@ -73,7 +73,7 @@ def _headline(r: Results) -> str:
 
 
 def _verdict(r: Results, federated: Sequence[Model], other: Model, scope: str, what: str) -> str:
-    groups = _groups(r, federated, other, scope)
+    groups = groups_of(r, federated, other, scope)
     if len(groups["untested"]) == len(federated):
         return ""
     words = {
@@ -95,16 +95,16 @@ def _verdict(r: Results, federated: Sequence[Model], other: Model, scope: str, w
 
 
 def _at_home(r: Results) -> Finding | None:
-    own, federated = _first(r.of_kind("own")), r.of_kind("federated")
+    own, federated = first(r.of_kind("own")), r.of_kind("federated")
     if own is None or not federated:
         return None
-    base = _number(r.estimate(own, "mean_training"))
+    base = with_interval(r.estimate(own, "mean_training"))
     if len(r.training) == 1:
         text = f"The model that {r.training[0]} trained alone reaches {base} at home."
     else:
         n = len(r.training)
         text = f"A site's own model, tested at home, reaches {base} on average over the {n} training sites."
-    return Finding("Each site alone, at home", f"{text} {_against(r, federated, own, 'mean_training')}")
+    return Finding("Each site alone, at home", f"{text} {against(r, federated, own, 'mean_training')}")
 
 
 def _elsewhere(r: Results) -> Finding | None:
@@ -120,21 +120,21 @@ def _elsewhere(r: Results) -> Finding | None:
 
 def _against_mean(r: Results, scope: str) -> str:
     """Federated arms against what to expect of one single-site model; empty where that was not tested."""
-    mean, federated = _first(r.of_kind("mean")), r.of_kind("federated")
+    mean, federated = first(r.of_kind("mean")), r.of_kind("federated")
     if mean is None or all(direction(r.compare(m, mean, scope)) == "untested" for m in federated):
         return ""
     place = " over all training sites" if scope == "mean_training" else ""
-    base = _number(r.estimate(mean, scope))
-    return f"The average single-site model{place}: {base}. {_against(r, federated, mean, scope)}"
+    base = with_interval(r.estimate(mean, scope))
+    return f"The average single-site model{place}: {base}. {against(r, federated, mean, scope)}"
 
 
 def _pooled(r: Results) -> Finding | None:
-    pooled, federated = _first(r.of_kind("pooled")), r.of_kind("federated")
+    pooled, federated = first(r.of_kind("pooled")), r.of_kind("federated")
     if pooled is None or not federated:
         return None
-    base = _number(r.estimate(pooled, "mean_training"))
+    base = with_interval(r.estimate(pooled, "mean_training"))
     text = f"One model trained on all training images in one place reaches {base} at the training sites."
-    return Finding("Pooled data", f"{text} {_against(r, federated, pooled, 'mean_training')}")
+    return Finding("Pooled data", f"{text} {against(r, federated, pooled, 'mean_training')}")
 
 
 def _held_out(r: Results) -> Finding | None:
@@ -144,13 +144,13 @@ def _held_out(r: Results) -> Finding | None:
         return Finding(topic, "No site was held out, so this run says nothing about a new site.")
     models = federated or r.of_kind("pooled")
     shown = models[:_DETAILED]
-    text = f"{_held_out_place(r)}: {listed(f'{m.title} {_number(r.estimate(m, scope))}' for m in shown)}"
+    text = f"{_held_out_place(r)}: {listed(f'{m.title} {with_interval(r.estimate(m, scope))}' for m in shown)}"
     rest = len(models) - len(shown)
     text += f" ({counted(rest, 'more arm')} in the table)." if rest else "."
-    pooled = _first(r.of_kind("pooled"))
+    pooled = first(r.of_kind("pooled"))
     if pooled is not None and federated:
-        base = _number(r.estimate(pooled, scope))
-        text += f" Pooled data: {base}. {_against(r, federated, pooled, scope)}"
+        base = with_interval(r.estimate(pooled, scope))
+        text += f" Pooled data: {base}. {against(r, federated, pooled, scope)}"
     return Finding(topic, " ".join(f"{text} {_against_mean(r, scope)} {_best_single(r, scope)}".split()))
 
 
@@ -160,7 +160,7 @@ def _best_single(r: Results, scope: str) -> str:
     if len(scores) < 2:
         return ""
     best = max(scores, key=lambda m: scores[m])
-    reached = _number(r.estimate(best, scope))
+    reached = with_interval(r.estimate(best, scope))
     return f"The best of the {len(scores)} single-site models there, {best.site}'s, reached {reached}."
 
 
@@ -190,7 +190,8 @@ def _spread(r: Results) -> Finding | None:
 _Group = list[tuple[Model, Comparison | None]]
 
 
-def _groups(r: Results, models: Sequence[Model], other: Model, scope: str) -> dict[str, _Group]:
+def groups_of(r: Results, models: Sequence[Model], other: Model, scope: str) -> dict[str, _Group]:
+    """``models`` by what may be said of them against ``other``: higher, lower, unclear, untested."""
     groups: dict[str, _Group] = {"higher": [], "lower": [], "unclear": [], "untested": []}
     for model in models:
         c = r.compare(model, other, scope)
@@ -207,23 +208,24 @@ def direction(comparison: Comparison | None) -> str:
     return "higher" if (comparison.difference or 0.0) > 0 else "lower"
 
 
-def _against(r: Results, models: Sequence[Model], other: Model, scope: str) -> str:
+def against(r: Results, models: Sequence[Model], other: Model, scope: str) -> str:
     """One sentence: what is said of every federated arm against ``other``."""
-    groups = _groups(r, models, other, scope)
+    groups = groups_of(r, models, other, scope)
     clauses = []
     for key, words in (("higher", "scored clearly higher"), ("lower", "scored clearly lower")):
         if groups[key]:
-            clauses.append(f"{listed(_difference(m, c) for m, c in groups[key])} {words}")
+            clauses.append(f"{listed(difference(m, c) for m, c in groups[key])} {words}")
     if groups["unclear"]:
         detailed = len(models) <= _DETAILED
-        names = [_difference(m, c) if detailed else m.title for m, c in groups["unclear"]]
+        names = [difference(m, c) if detailed else m.title for m, c in groups["unclear"]]
         clauses.append(f"no clear difference for {shortened(names, 6)}")
     if groups["untested"]:
         clauses.append(f"the difference was not tested for {shortened([m.title for m, _ in groups['untested']], 6)}")
     return capital("; ".join(clauses)) + "."
 
 
-def _difference(model: Model, c: Comparison | None) -> str:
+def difference(model: Model, c: Comparison | None) -> str:
+    """``FedAvg (+0.030, 0.012 to 0.048)``."""
     if c is None:
         return model.title
     limits = f"{signed(c.difference)}, {interval(c.low, c.high)}"
@@ -233,7 +235,8 @@ def _difference(model: Model, c: Comparison | None) -> str:
     return f"{model.title} ({limits})"
 
 
-def _number(estimate: Estimate) -> str:
+def with_interval(estimate: Estimate) -> str:
+    """``0.712 (0.680 to 0.744)``."""
     if not estimate.known:
         return "(not available)"
     limits = interval(estimate.low, estimate.high)
@@ -246,5 +249,6 @@ def _held_out_place(r: Results) -> str:
     return f"At the {len(r.held_out)} held-out sites (mean), which took no part in training"
 
 
-def _first(models: Sequence[Model]) -> Model | None:
+def first(models: Sequence[Model]) -> Model | None:
+    """The first of some models, in the study's order."""
     return models[0] if models else None

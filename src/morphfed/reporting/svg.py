@@ -74,10 +74,11 @@ def looks(kinds: Mapping[str, str]) -> dict[str, Look]:
     """A look for every model: grey for local ones, black for pooled data, colours for the federated.
 
     Args:
-        kinds: model's key → ``own``, ``mean``, ``single``, ``pooled`` or ``federated``, in the report's order.
+        kinds: model's key → ``own``, ``mean``, ``best``, ``single``, ``pooled`` or ``federated``, in the report's
+            order.
     """
     found: dict[str, Look] = {}
-    counts = {"own": 0, "mean": 0, "single": 0, "pooled": 0, "federated": 0}
+    counts = {"own": 0, "mean": 0, "best": 0, "single": 0, "pooled": 0, "federated": 0}
     for key, kind in kinds.items():
         n = counts[kind]
         counts[kind] += 1

@@ -49,8 +49,7 @@ def arm_cost(r: Results, model: Model) -> Cost:
         sums = [[v for u in group if (v := finite(u.get(key))) is not None] for group in by_seed.values()]
         return fmean([sum(s) for s in sums if s]) if any(sums) else None
 
-    trained = {s for u in units for s in u.get("trained_on") or ()}
-    available = sum(training_images(r, s) for s in trained)
+    available = _available(r, by_seed)
     images = total("images_seen")
     passes = images / available if images is not None and available else None
     some = units[0] if units else {}
@@ -64,6 +63,12 @@ def arm_cost(r: Results, model: Model) -> Cost:
         finite(some.get("parameters")),
         finite(some.get("rounds")),
     )
+
+
+def _available(r: Results, by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -> float:
+    """Training images that the units of a seed had (a site's count in every fold), mean over seeds."""
+    sums = [sum(training_images(r, s) for u in units for s in u.get("trained_on") or ()) for units in by_seed.values()]
+    return fmean(sums) if sums else 0.0
 
 
 def training_images(r: Results, site: str) -> int:
@@ -116,8 +121,9 @@ def _table(r: Results) -> Table:
         "Uploaded",
         "Downloaded",
     ]
+    together = "sites and folds" if r.folds else "sites"
     note = (
-        "Per seed (mean over seeds), all sites of an arm together. Passes: images seen over training images. "
+        f"Per seed (mean over seeds), all {together} of an arm together. Passes: images seen over training images. "
         "Uploaded: from the sites to the coordinator; downloaded: the other way. Times are of training on this "
         "machine, where several runs may have shared the processor."
     )

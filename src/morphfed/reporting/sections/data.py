@@ -37,6 +37,7 @@ _CHANNELS = {
     "green": Look("#2d7d46", "s", (5, 2)),
     "blue": Look("#2c5aa0", "D", (1.5, 1.5)),
 }
+_ROLES = {"train": "training", "held_out": "held out", "each": "in turn"}
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -79,7 +80,7 @@ def _sites_table(r: Results) -> Table:
         rows.append(
             [
                 Cell(site),
-                Cell("held out" if site in r.held_out else "training", words=True),
+                Cell(_ROLES[r.role(site)], words=True),
                 Cell(str(s.get("source") or MISSING), words=True),
                 Cell(count(finite(s.get("n")))),
                 Cell("unknown" if patients is None else count(patients)),
@@ -147,7 +148,7 @@ def _samples(r: Results) -> list[Strip]:
             if source := image_source(sample.get("image")):
                 pictures.append(Picture(source, f"{name} of {site}", caption=name))
         if pictures:
-            strips.append(Strip(f"{site} (held out)" if site in r.held_out else site, pictures))
+            strips.append(Strip(f"{site} (held out)" if r.role(site) == "held_out" else site, pictures))
     return strips
 
 

@@ -19,6 +19,7 @@ def comparisons(page: Page) -> Section:
     if not found:
         section.blocks.append(Text("No paired comparison between arms was made in this run."))
     first = [s for s in (r.plain_scope("mean_training"), r.held_out_scope) if s in found]
+    first = first[::-1] if r.folds else first  # a study of folds is about the held-out sites
     for i, scope in enumerate(first or list(found)[:1]):
         section.blocks += [_difference_figure(r, scope, found[scope], i), _difference_table(r, found[scope], f"{i}")]
     rest = {s: cs for s, cs in found.items() if s not in (first or list(found)[:1])}
@@ -36,7 +37,7 @@ def comparisons(page: Page) -> Section:
 
 def _in_order(r: Results, found: Sequence[Comparison]) -> list[Comparison]:
     """Every pair as later arm minus earlier arm of the study, pairs with the same second arm together."""
-    ranks = {m.key: i for i, m in enumerate([*r.singles, *r.means, *r.arms])}
+    ranks = {m.key: i for i, m in enumerate([*r.singles, *r.means, *r.bests, *r.arms])}
     last = len(ranks)
     turned = [c.turned() if ranks.get(c.a, last) < ranks.get(c.b, last) else c for c in found]
     return sorted(turned, key=lambda c: (ranks.get(c.b, last), ranks.get(c.a, last)))
@@ -52,7 +53,7 @@ def _by_scope(r: Results, found: Sequence[Comparison]) -> dict[str, list[Compari
 
 def _place(r: Results, scope: str) -> str:
     known = {
-        "mean_training": "over the training sites (mean)",
+        "mean_training": f"over the training sites (mean{' over folds' if r.folds else ''})",
         "mean_held_out": "over the held-out sites (mean)",
         "worst_training": "at the worst training site of each arm",
     }

@@ -55,6 +55,7 @@ _ALWAYS = (
 def methods(page: Page) -> Section:
     """Methods paragraph, citations, configuration, environment, command."""
     r = page.results
+    where = "the folder above folds" if _is_fold(r) else "the folder of this report"
     blocks: list[Block] = [
         Heading("Methods, as a paragraph for a paper"),
         Text(paragraph(r)),
@@ -62,16 +63,26 @@ def methods(page: Page) -> Section:
         Bullets(citations(r)),
         Heading("How to do it again"),
         Text(
-            "The study file is study.toml in the folder of this report. With the same data, versions and machine "
-            "the same numbers result."
+            f"The study file is study.toml in {where}. With the same data, versions and machine the same numbers "
+            "result."
         ),
-        Code("morphfed run study.toml\nmorphfed report RUN     # this page again, from results.json"),
+        Code(f"{_command(r)}\nmorphfed report RUN     # this page again, from results.json"),
         Facts(_run_facts(r)),
         Heading("Software and machine"),
         _environment(r),
         Details("The complete configuration", _settings(r)),
     ]
     return Section("methods", "Methods and reproduction", blocks)
+
+
+def _is_fold(r: Results) -> bool:
+    return bool(r.study.get("fold_of"))
+
+
+def _command(r: Results) -> str:
+    """The command that makes these results; of a fold, the ordinary study that it is."""
+    alone = f" holdout=named 'held_out=[\"{r.held_out[0]}\"]'" if _is_fold(r) else ""
+    return f"morphfed run study.toml{alone}"
 
 
 def paragraph(r: Results) -> str:
@@ -86,8 +97,13 @@ def _data_sentence(r: Results) -> str:
         f"We trained classifiers of {len(r.classes)} cell types ({listed(plain(c) for c in r.classes)}) on images "
         f"of {counted(len(r.training), 'site')} ({listed(r.training)}"
     )
-    text += f"; {count(trained)} training images in all)" if trained else ")"
-    if r.held_out:
+    text += f"; {count(trained)} training images in all)" if trained and not r.folds else ")"
+    if r.folds:
+        text += (
+            ", leaving out one site at a time: the others trained, and all images of the site that was left out "
+            f"were for testing only ({counted(len(r.folds), 'fold')})"
+        )
+    elif r.held_out:
         text += f" and kept {counted(len(r.held_out), 'site')} ({listed(r.held_out)}) for testing only"
     text += "."
     split = _table(r.config, "data", "split")
@@ -161,10 +177,11 @@ def _judging_sentence(r: Results) -> str:
         finite(_table(r.config, "evaluation").get("resamples"))
     } - {None}
     many = f"{count(max(v for v in resamples if v))} " if resamples else ""
+    means = " Means over sites that were left out weigh every site alike." if r.folds else ""
     return (
         f"The primary measure was {metric_name(r.metric)} over the classes present in a test set, with 95 % "
         f"intervals from a bootstrap ({many}resamples of {unit}) of the mean over seeds. Arms were compared by the "
-        "paired bootstrap on the same test images with Holm's correction."
+        f"paired bootstrap on the same test images with Holm's correction.{means}"
     )
 
 

@@ -20,7 +20,7 @@ from morphfed.reporting.text import (
     shortened,
 )
 
-_TRANSPOSE = 7
+TRANSPOSE = 7
 """From this many columns on, sites are rows: a page is taller than it is wide."""
 _SCOPES = {
     "mean_training": "mean, training sites",
@@ -90,7 +90,7 @@ def _main_table(r: Results, scopes: Sequence[str]) -> Table:
         if r.held_out:
             note += "; at a held-out site, the mean of these models (with how many, and their lowest and highest)"
         note += "."
-    if len(scopes) >= _TRANSPOSE and len(scopes) > len(r.arms):
+    if len(scopes) >= TRANSPOSE and len(scopes) > len(r.arms):
         body = [
             [
                 Cell(scope_name(s), "held out" if s in r.held_out else "", strong=s in _SCOPES),
@@ -120,7 +120,7 @@ def _cell(r: Results, model: Model, scope: str) -> Cell:
     estimate = r.estimate(model, scope)
     mean = r.mean_of(model)
     if estimate.known or mean is None:
-        return number_cell(estimate, best=_clearly_best(r, model, scope))
+        return number_cell(estimate, best=clearly_best(r, model, scope))
     # A local arm away from home: what to expect of one of its models.
     singles = [v for s in r.singles if s.arm == model.arm and (v := r.estimate(s, scope).value) is not None]
     estimate = r.estimate(mean, scope)
@@ -141,10 +141,11 @@ def number_cell(estimate: Estimate, *, best: bool = False, digits: int = 3) -> C
     return Cell(score(estimate.value, digits), "\n".join(lines), best=best)
 
 
-def _clearly_best(r: Results, model: Model, scope: str) -> bool:
+def clearly_best(r: Results, model: Model, scope: str, rivals: Sequence[Model] = ()) -> bool:
+    """Whether a model differs clearly, and for the better, from every rival (by default every arm) in a scope."""
     sign = -1.0 if scope == "gap_training" else 1.0
     mine = r.estimate(model, scope)
-    others = [m for m in r.arms if m != model and r.estimate(m, scope).known]
+    others = [m for m in rivals or r.arms if m != model and r.estimate(m, scope).known]
     if mine.value is None or not others:
         return False
     return all(_beats(r.compare(model, m, scope), mine, r.estimate(m, scope), sign) for m in others)
@@ -175,7 +176,7 @@ def _main_figure(page: Page) -> Figure:
             title=_panel_title(r, scope),
             xlabel=capital(metric_name(r.metric)),
             limits=limits,
-            alt=f"{metric_name(r.metric)} at {scope_name(scope)}: " + "; ".join(_spoken(w) for w in found),
+            alt=f"{metric_name(r.metric)} at {scope_name(scope)}: " + "; ".join(spoken(w) for w in found),
         )
         for i, (scope, found) in enumerate(rows.items())
     ]
@@ -193,7 +194,8 @@ def _panel_title(r: Results, scope: str) -> str:
     return f"{scope} ({', '.join(parts)})" if parts else scope
 
 
-def _spoken(row: Row) -> str:
+def spoken(row: Row) -> str:
+    """A line of a forest plot in words."""
     limits = interval(row.low, row.high)
     return f"{row.label} {score(row.value)}" + (f" ({limits})" if limits else "")
 
@@ -218,7 +220,7 @@ def _by_models(
     r: Results, key: str, caption: str, models: Sequence[Model], scopes: Sequence[str], metric: str
 ) -> Table:
     cells = {m: [number_cell(r.estimate(m, s, metric)) for s in scopes] for m in models}
-    if len(scopes) >= _TRANSPOSE and len(scopes) > len(models):
+    if len(scopes) >= TRANSPOSE and len(scopes) > len(models):
         rows = [[Cell(scope_name(s)), *(cells[m][i] for m in models)] for i, s in enumerate(scopes)]
         return Table(key, caption, [Cell("Site"), *(Cell(m.title) for m in models)], rows)
     rows = [[Cell(m.title), *cells[m]] for m in models]
@@ -260,6 +262,7 @@ def cross_site(page: Page) -> Section | None:
     metric = str(block.get("metric") or r.metric)
     values: list[list[float | None]] = [list(line) for line in block["values"]]
     joint = [m for m in r.arms if m.kind != "own"]
+    where = "every site but the column's" if r.folds else "all training sites"
     names = [*rows, *(m.title for m in joint)]
     values += [[r.estimate(m, c, metric).value for c in columns] for m in joint]
     known = [v for line in values for v in line if v is not None]
@@ -285,8 +288,10 @@ def cross_site(page: Page) -> Section | None:
         f"{capital(metric_name(metric))} of the model of one site (row) tested at each site (column); seed means. "
         "Framed: at home. Brighter is better."
     )
+    if r.folds:
+        caption += " Away from home a site is tested on all its images, at home on its test part."
     if joint:
-        caption += f" Below the gap: {shortened([m.title for m in joint], 8)}, trained on all training sites."
-    if held_at:
+        caption += f" Below the gap: {shortened([m.title for m in joint], 8)}, trained on {where}."
+    if held_at and not r.folds:
         caption += " Right of the gap: held-out sites."
     return Section("cross-site", "Trained here, tested there", [Figure("cross-site", caption, [svg], wide=True)])

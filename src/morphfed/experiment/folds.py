@@ -1,0 +1,74 @@
+"""Every site held out in turn: the studies that such a study is made of, and their view of the same data.
+
+A *fold* is the study in which one site is held out and all others train. Folds share the drafted, split and cached
+images: a training site has the same parts in each fold, and a held-out site is all test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from morphfed.experiment.prepare import Prepared, refuse_untrainable
+from morphfed.training.dataset import ImageSet, pool
+
+if TYPE_CHECKING:
+    from morphfed.experiment.study import Study
+    from morphfed.experiment.units import Unit
+
+
+def fold_study(study: Study, site: str) -> Study:
+    """The study in which ``site`` alone is held out."""
+    title = f"{study.title or study.name}: {site} held out"
+    return _holding_out(study, (site,)).model_copy(update={"name": f"{study.name}-{site}", "title": title})
+
+
+def study_of(unit: Unit, study: Study) -> Study:
+    """The study that a unit is trained in; for a shared local model all other sites are held out."""
+    if unit.fold:
+        return fold_study(study, unit.fold)
+    if unit.shared:
+        return _holding_out(study, tuple(site for site in study.sites if site not in unit.trained_on))
+    return study
+
+
+def _holding_out(study: Study, sites: tuple[str, ...]) -> Study:
+    return study.model_copy(update={"holdout": "named", "held_out": sites})
+
+
+def hold_out(prepared: Prepared, study: Study) -> Prepared:
+    """The same images with every held-out site of ``study`` as test; nothing is read or decoded again."""
+    turned = [site for site in study.held_out if prepared.info[site]["role"] == "train"]
+    if not turned:
+        return prepared
+    sets, info, notes = dict(prepared.sets), dict(prepared.info), list(prepared.notes)
+    for site in turned:
+        sets[site] = _all_test(sets[site])
+        info[site] = {**info[site], "role": "held_out", "classes": _counted_as_test(info[site]["classes"])}
+        split = {note for note in prepared.split_notes if note.startswith(f"{site}: ")}
+        notes = [note for note in notes if note not in split]
+    return replace(prepared, sets=sets, info=info, notes=notes)
+
+
+def _all_test(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
+    whole = pool(list(parts.values()))
+    empty = {key: getattr(whole, key)[:0] for key in ("rows", "labels", "ids", "clusters")}
+    nothing = replace(whole, **empty)
+    return {"train": nothing, "validation": nothing, "test": whole}
+
+
+def _counted_as_test(classes: dict[str, dict[str, int]]) -> dict[str, Any]:
+    return {name: {"train": 0, "validation": 0, "test": sum(parts.values())} for name, parts in classes.items()}
+
+
+def refuse_folds(prepared: Prepared, study: Study) -> None:
+    """Refuse, before any training, a study with a fold that could not be trained.
+
+    Raises:
+        ConfigError: without some site all training images are of one class.
+        DataError: a site has nothing to test on.
+    """
+    if study.holdout == "each":
+        for site in study.sites:
+            fold = fold_study(study, site)
+            refuse_untrainable(hold_out(prepared, fold).sets, fold)
