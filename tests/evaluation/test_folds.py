@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,22 @@ def test_a_lower_calibration_error_is_the_better_one() -> None:
     for site in SITES:
         errors = {m: scores.at(m, site, "ece") for m in scores.locals_of("local") if not m.endswith(site)}
         assert errors[scores.best_local("local", site, "ece")] == min(v for v in errors.values() if v is not None)
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_method_without_a_model_for_newcomers_has_its_training_sites_only(others: bool) -> None:
+    scores = FoldScores(SITES)
+    for site in SITES:
+        units = [
+            replace(u, sites={s: p for s, p in u.sites.items() if s != site}) if u.model == "fedavg" else u
+            for u in fold(site).units
+            if others or u.model == "fedavg"
+        ]
+        scores.take(site, Scores(units, resamples=300))
+    found = {r["scope"]: r["mean"] for r in summarise(scores) if (r["model"], r["metric"]) == ("fedavg", "accuracy")}
+    assert found == {"mean_training": pytest.approx(16 / 20)}
+    pairs = fold_pairs(scores, ["centralised"], ["fedavg"])
+    assert {c["scope"] for c in compare_pairs(scores, pairs)} == ({"mean_training"} if others else set())
 
 
 def test_mistakes_of_the_caller() -> None:

@@ -25,7 +25,7 @@ from morphfed.experiment.units import units_of, units_of_fold
 SITES = ("alder", "birch", "cedar")
 EACH = ["holdout=each", "held_out=[]"]
 SETTINGS = [
-    "arms={local={}, centralised={}, fedavg={}}",
+    "arms={local={}, centralised={}, fedavg={}, fedper={}}",
     "federation.rounds=1",
     "evaluation.resamples=200",
 ]
@@ -205,6 +205,10 @@ def test_the_joint_numbers_are_those_of_the_folds(each: tuple[dict[str, Any], Pa
         assert (recall["n"], recall["recall"]) == (14, counts[0] / sum(counts))
     pairs = {(c["a"], c["b"]) for c in results["comparisons"] if c["scope"] == "mean_held_out"}
     assert pairs == {("fedavg", "centralised"), ("fedavg", "local (best)"), ("fedavg", "local (mean)")}
+    # FedPer has no model for a site that took no part: it is judged, and compared, at the training sites only.
+    assert {s["scope"] for s in results["summary"] if s["model"] == "fedper"} == {"mean_training"}
+    assert {c["scope"] for c in results["comparisons"] if c["a"] == "fedper"} == {"mean_training"}
+    assert "fedper" not in {e["model"] for e in results["recall"]}
 
 
 def test_what_the_run_leaves(each: tuple[dict[str, Any], Path]) -> None:
@@ -213,11 +217,11 @@ def test_what_the_run_leaves(each: tuple[dict[str, Any], Path]) -> None:
     assert results["study"]["holdout"] == "each"
     assert [f["held_out"] for f in results["folds"]] == list(SITES)
     for fold in results["folds"]:
-        assert (fold["units"], fold["done"], fold["n"]) == (4, 4, 28)
+        assert (fold["units"], fold["done"], fold["n"]) == (5, 5, 28)
         assert (run / fold["results"]).is_file()
         assert (run / fold["report"]).is_file()
         assert f'href="{fold["report"]}"' in (run / "report.html").read_text()
-    assert len(results["arms"]) == 3 + 2 * 3
+    assert len(results["arms"]) == 3 + 3 * 3
     assert {s["role"] for s in results["data"]["sites"].values()} == {"each"}
     for page in [run / "report.html", *run.glob("folds/*/report.html"), *run.glob("**/results.json")]:
         assert str(run.parent.parent) not in page.read_text()

@@ -59,7 +59,7 @@ class FoldScores(Vectors):
         Args:
             fold: the site that was held out, and the only one.
         """
-        if scores.held_out != (fold,):
+        if scores.held_out not in ((fold,), ()):  # (): no arm of the study has a model for newcomers
             raise ValueError(f"the fold of {fold} holds out {scores.held_out}")
         self.folds += (fold,)
         self.resamples = scores.resamples
@@ -74,6 +74,8 @@ class FoldScores(Vectors):
             self._arms.setdefault(model, scores.arm(model))
             for seed in scores.seeds(model):
                 for kind, scope in ((MEAN_HELD_OUT, fold), (MEAN_TRAINING, MEAN_TRAINING)):
+                    if scope not in scores.scopes:
+                        continue
                     vectors = {m: scores.vector(model, scope, m, seed) for m in scores.metrics}
                     known = {m: v for m, v in vectors.items() if v is not None}
                     if known:

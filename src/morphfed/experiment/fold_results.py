@@ -80,7 +80,8 @@ def _recalls(site: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Recall of each class at a held-out site, mean over seeds, of every model that more than one site made."""
     entries: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for unit in results["arms"]:
-        if unit["algorithm"] != "local":
+        # A method may have no model for a site that took no part: it is not judged there.
+        if unit["algorithm"] != "local" and site in unit["sites"]:
             for name, block in unit["sites"][site]["per_class"].items():
                 entries.setdefault((unit["model"], name), []).append(block)
     return [
