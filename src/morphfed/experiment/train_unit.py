@@ -20,6 +20,7 @@ from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
+from morphfed.federation.statistics import class_counts
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
 from morphfed.models.backbone import Backbone, build
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from morphfed.experiment.study import Arm, Study
 
 DONE = "unit.json"
+_NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
 
 
 def is_done(unit: Unit, run: Path) -> bool:
@@ -83,7 +85,7 @@ def train_unit(
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
-    sites = _sites(unit, arm, prepared, trainer, workspace, uploads, folder)
+    sites = _sites(unit, arm, prepared, trainer, workspace, uploads, len(study.classes), folder)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(
         arm.federation,
@@ -91,6 +93,7 @@ def train_unit(
         transport=InProcess(sites, report=report, task=unit.key),
         store=store,
         expected=uploads,
+        share_counts=arm.train.loss.prior == "federation",
         moves=unit.moves,
         report=report,
         task=unit.key,
@@ -113,6 +116,7 @@ def _sites(
     trainer: Trainer,
     workspace: Workspace,
     uploads: Mapping[str, Spec],
+    classes: int,
     folder: Path,
 ) -> list[Site]:
     declaration = Declaration(
@@ -120,6 +124,7 @@ def _sites(
         UPLOAD_METRICS | arm.algorithm.numbers,
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
         VALIDATION_METRICS,
+        class_counts(classes) if arm.train.loss.prior == "federation" else {},
     )
     keep = arm.train.optimizer_state == "keep" or (arm.train.optimizer_state == "auto" and not unit.moves)
 
@@ -252,7 +257,7 @@ def _finish(
         "selected": study.evaluation.use,
         "parameters": sum(p.numel() for p in model.parameters()),
         "models": {name: sha256_file(folder / f"{name}.safetensors") for name in ("best", "last")},
-        **{k: v for k, v in asdict(progress).items() if k not in {"round", "best_round", "best_score", "warnings"}},
+        **{k: v for k, v in asdict(progress).items() if k not in _NOT_TOLD and v is not None},
         "warnings": warnings,
     }
     write_json(folder / DONE, entry)

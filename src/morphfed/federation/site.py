@@ -12,6 +12,7 @@ from torch import nn
 
 from morphfed.algorithms.base import SiteHalf, SiteWork
 from morphfed.core.types import Tensors, Upload
+from morphfed.federation.statistics import CLASS_COUNTS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
 from morphfed.training.optimise import export_state, import_state, make_optimizer
@@ -109,6 +110,21 @@ class Site:
         self._local: Tensors = dict(workspace.fresh)
         self._optimizer_states: dict[str, Tensors] = {}
         self._private: Tensors = {}
+        self._class_counts: NDArray[np.int64] | None = None
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training images of each class, int64 ``(C,)``, through the gate.
+
+        Raises:
+            PrivacyError: the study does not declare that counts leave.
+        """
+        counts = self._train.class_counts
+        self._gate.release_statistic(CLASS_COUNTS, counts, round_number=0)
+        return counts
+
+    def use_class_counts(self, counts: NDArray[np.int64]) -> None:
+        """Take the federation's counts ``(C,)`` in place of the site's own for the loss."""
+        self._class_counts = counts
 
     def train(self, round_number: int, rounds: int, download: Tensors) -> Upload:
         """Answer one round.
@@ -150,6 +166,7 @@ class Site:
                     extra_loss=extra_loss,
                     epochs=epochs,
                     slot=slot,
+                    class_counts=self._class_counts,
                 )
             if self._keep_optimizer:
                 self._optimizer_states[slot] = {k: v.clone() for k, v in export_state(optimizer).items()}
@@ -163,7 +180,7 @@ class Site:
             travels=self._workspace.travels,
             epochs=self._trainer.config.local_epochs,
             fit=fit,
-            loss=lambda: self._trainer.loss(model, self._train),
+            loss=lambda: self._trainer.loss(model, self._train, self._class_counts),
             load=self._workspace.load,
             state=self._private,
         )
