@@ -13,7 +13,7 @@ from morphfed.core.types import Spec
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import FederationConfig, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
-from morphfed.federation.statistics import class_counts
+from morphfed.federation.statistics import class_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
@@ -81,6 +81,7 @@ class Federation:
         quorum: float = 0.5,
         keep_optimizer: bool = False,
         seed: int = 0,
+        calibrate: bool = False,
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
         self.model = make_model(batch_norm=norm != "none")
@@ -96,9 +97,8 @@ class Federation:
         state = self.model.state_dict()
         uploads = named.uploads(config, self.layout, {k: Spec.of(state[k]) for k in self.workspace.travels})
         shared = settings.loss.prior == "federation"
-        declaration = Declaration(
-            uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS, class_counts(2) if shared else {}
-        )
+        statistics = (class_counts(2) if shared else {}) | (temperature_losses() if calibrate else {})
+        declaration = Declaration(uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS, statistics)
         self.sites = [
             Site(
                 name,

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score, recall_score
 from morphfed.evaluation.bootstrap import proportion_interval
 from morphfed.evaluation.metrics import METRICS
 from morphfed.evaluation.predictions import Predictions
-from morphfed.evaluation.site import evaluate_site
+from morphfed.evaluation.site import calibration_error, evaluate_site
 
 CLASSES = ("neutrophil", "monocyte", "basophil")
 
@@ -161,3 +161,17 @@ def test_interval_of_the_calibration_error_reaches_zero_where_noise_explains_it(
     assert found["value"] == pytest.approx(0.02, abs=1e-6)
     assert found["low"] == 0.0  # a plain percentile of absolute values never is
     assert 0.02 <= found["high"] <= 0.09
+
+
+def test_the_calibration_error_before_has_the_interval_of_the_block() -> None:
+    p = make(strength=0.3)
+    assert calibration_error(p, resamples=200) == evaluate_site(p, role="train", resamples=200)["metrics"]["ece"]
+
+
+def test_another_temperature_changes_confidence_and_nothing_else() -> None:
+    p = make(strength=0.3)
+    softer = p.tempered(2.0)
+    roots = np.sqrt(p.probabilities.astype(np.float64))
+    np.testing.assert_allclose(softer.probabilities, roots / roots.sum(axis=1, keepdims=True), rtol=1e-6)
+    assert (softer.predicted == p.predicted).all()
+    assert p.tempered(1.0) is p

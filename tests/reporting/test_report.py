@@ -325,3 +325,39 @@ def test_costs_are_summed_over_sites_and_averaged_over_seeds(small: dict[str, An
     assert rows["Centralised"][7] == "nothing"
     assert "The budgets differ: FedAvg went over each training image" in sentence.text
     assert "Equal budget" in cost(Page(Results(small))).blocks[0].text
+
+
+def test_a_temperature_is_shown_with_the_calibration_error_before_and_after(
+    full: dict[str, Any], parse_html: Callable[[str], Any]
+) -> None:
+    raw = copy.deepcopy(full)
+    for unit in raw["arms"]:
+        if unit["model"] == "fedavg":
+            unit["calibration"] = {
+                "temperature": 1.2 + 0.1 * unit["seed"],
+                "images": 88,
+                "loss_before": 1,
+                "loss_after": 0.9,
+            }
+            for test in unit["sites"].values():
+                test["uncalibrated"] = {"ece": {"value": 0.4, "low": None, "high": None}}
+    tree = check_page(render(Results(raw)), parse_html)
+    (row,) = tree.by_id("table-temperature").rows()
+    assert row[:3] == ["FedAvg", "1.30 1.20 to 1.40", "88"]
+    after = [t["sites"]["tecom"]["metrics"]["ece"]["value"] for t in raw["arms"] if t["model"] == "fedavg"]
+    assert row[4] == f"0.400 → {sum(after) / 3:.3f}"
+    assert "calibrated by one temperature" in tree.text()
+    assert "table-temperature" not in render(Results(full))
+
+
+def test_class_counts_that_moved_are_said(full: dict[str, Any], parse_html: Callable[[str], Any]) -> None:
+    raw = copy.deepcopy(full)
+    for unit in raw["arms"]:
+        if unit["arm"] in ("fedavg", "centralised"):  # the centralised arm moved nothing
+            unit["class_counts"] = [500, 40, 4, 300, 60]
+    raw["config"]["train"]["loss"] = {"kind": "logit_adjusted", "prior": "federation"}
+    text = check_page(render(Results(raw)), parse_html).text()
+    assert "FedAvg: before the first round each site sent its number of training images of each class" in text
+    assert "neutrophil 500, eosinophil 40, basophil 4, lymphocyte 300, monocyte 60" in text
+    assert "logit-adjusted cross-entropy with class counts summed over the training sites" in text
+    assert "Menon" in text

@@ -13,6 +13,7 @@ from morphfed.evaluation.bootstrap import (
     interval,
     proportion_interval,
     replicate,
+    replicate_metrics,
 )
 from morphfed.evaluation.calibration import calibration_bins, risk_coverage_points
 from morphfed.evaluation.predictions import Predictions
@@ -85,6 +86,16 @@ def _metrics(
             low, high = interval(drawn[name], clusters, inflated=number if name == "ece" else None)
         result[name] = {"value": number, "low": low, "high": high}
     return result, drawn.get("recall", np.zeros((len(p.classes), 0)))
+
+
+def calibration_error(p: Predictions, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, float | None]:
+    """ECE with its interval, as in a block's ``metrics``: of the probabilities before their calibration."""
+    if not len(p):
+        return {"value": None, "low": None, "high": None}
+    value = float(m.ece(p.labels, p.probabilities))
+    drawn = replicate_metrics(p, ("ece",), resamples=resamples, seed=seed)
+    low, high = interval(drawn["ece"], cluster_codes(p.clusters)[1], inflated=value) if drawn else (None, None)
+    return {"value": value, "low": low, "high": high}
 
 
 def _number(value: Any) -> float | None:

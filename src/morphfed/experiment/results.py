@@ -22,7 +22,7 @@ from morphfed.evaluation.compare import (
     summarise,
 )
 from morphfed.evaluation.predictions import Predictions, read_predictions
-from morphfed.evaluation.site import Role, evaluate_site
+from morphfed.evaluation.site import Role, calibration_error, evaluate_site
 from morphfed.experiment.environment import describe
 from morphfed.experiment.train_unit import is_done, read_unit
 
@@ -62,11 +62,17 @@ def build_results(
     entries, predicted = [], []
     for number, unit in enumerate(done):
         report(Event("evaluate", number, len(done), f"judging {unit.key}"))
-        found = read_predictions(unit.folder(run) / "predictions.parquet")
+        raw = read_predictions(unit.folder(run) / "predictions.parquet")
         if unit.shared:
-            found = {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in found.items()}
+            raw = {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in raw.items()}
         entry = read_unit(unit, run)
+        temperature = entry["calibration"]["temperature"] if "calibration" in entry else None
+        found = raw if temperature is None else {site: p.tempered(temperature) for site, p in raw.items()}
         entry["sites"] = _judge(unit, found, roles, prepared, resolved)
+        if temperature is not None:
+            for site, p in raw.items():
+                error = calibration_error(p, resamples=study.evaluation.resamples)
+                entry["sites"][site]["uncalibrated"] = {"ece": error}
         entries.append(entry)
         predicted.append(
             UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)

@@ -60,6 +60,11 @@ class EvaluationConfig(Config):
     images: bool = Field(True, description="show sample images and mistakes in the report")
     views: Literal[1, 8] = Field(1, description="8: test predictions are means over turned and mirrored copies")
     use: Literal["best", "last"] = Field("best", description="which round's model is tested")
+    calibrate: Literal["none", "temperature"] = Field(
+        "none",
+        description="temperature: one number that scales a model's confidence, fitted over the validation parts of its "
+        "training sites without moving images",
+    )
 
 
 class ComputeConfig(Config):

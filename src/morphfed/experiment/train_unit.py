@@ -17,15 +17,16 @@ from morphfed.core.types import Spec, Tensors
 from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.predictions import Predictions, write_predictions
 from morphfed.experiment.units import POOLED, Unit
+from morphfed.federation.calibrate import Temperature, fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
-from morphfed.federation.statistics import class_counts
+from morphfed.federation.statistics import class_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
 from morphfed.models.backbone import Backbone, build
 from morphfed.models.layout import Layout
-from morphfed.privacy.egress import Declaration, EgressGate
+from morphfed.privacy.egress import Declaration, EgressGate, Statistic
 from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.trainer import Trainer
 
@@ -85,12 +86,13 @@ def train_unit(
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
-    sites = _sites(unit, arm, prepared, trainer, workspace, uploads, len(study.classes), folder)
+    sites = _sites(unit, study, arm, prepared, trainer, workspace, uploads, folder)
+    transport = InProcess(sites, report=report, task=unit.key)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(
         arm.federation,
         coordinator=arm.algorithm.coordinator(arm.config, {k: initial[k] for k in workspace.travels}, layout),
-        transport=InProcess(sites, report=report, task=unit.key),
+        transport=transport,
         store=store,
         expected=uploads,
         share_counts=arm.train.loss.prior == "federation",
@@ -106,17 +108,18 @@ def train_unit(
     )
     found = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
     write_predictions(folder / "predictions.parquet", found)
-    _finish(unit, study, arm, outcome, model, layout, folder)
+    fitted = _calibrate(unit, study, transport, outcome, *chosen) if study.evaluation.calibrate != "none" else None
+    _finish(unit, study, arm, outcome, model, layout, folder, fitted)
 
 
 def _sites(
     unit: Unit,
+    study: Study,
     arm: Arm,
     prepared: Prepared,
     trainer: Trainer,
     workspace: Workspace,
     uploads: Mapping[str, Spec],
-    classes: int,
     folder: Path,
 ) -> list[Site]:
     declaration = Declaration(
@@ -124,7 +127,7 @@ def _sites(
         UPLOAD_METRICS | arm.algorithm.numbers,
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
         VALIDATION_METRICS,
-        class_counts(classes) if arm.train.loss.prior == "federation" else {},
+        _statistics(study, arm),
     )
     keep = arm.train.optimizer_state == "keep" or (arm.train.optimizer_state == "auto" and not unit.moves)
 
@@ -147,6 +150,12 @@ def _sites(
         joined = pool([parts["train"] for parts in sets.values()])
         return [site(POOLED, joined, {name: parts["validation"] for name, parts in sets.items()})]
     return [site(name, parts["train"], {name: parts["validation"]}) for name, parts in sets.items()]
+
+
+def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
+    """Sums that may leave a site outside the rounds: none unless the study asks for what they are needed for."""
+    counts = class_counts(len(study.classes)) if arm.train.loss.prior == "federation" else {}
+    return counts | (temperature_losses() if study.evaluation.calibrate == "temperature" else {})
 
 
 def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
@@ -237,11 +246,33 @@ def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: Site
         trainer.restimate_norms(workspace.model, data)
 
 
+def _calibrate(
+    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors, sites: dict[str, Tensors]
+) -> Temperature:
+    """Fit the temperature of the model that is tested, and add what that moved to the unit's traffic."""
+    transport.load_site_states(sites)
+    progress = outcome.progress
+    fitted = fit_temperature(transport, model, rounds=progress.round, views=study.evaluation.views)
+    if unit.moves:
+        progress.bytes_up += fitted.bytes_up
+        progress.bytes_down += fitted.bytes_down
+    return fitted
+
+
 def _finish(
-    unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.nn.Module, layout: Layout, folder: Path
+    unit: Unit,
+    study: Study,
+    arm: Arm,
+    outcome: Outcome,
+    model: torch.nn.Module,
+    layout: Layout,
+    folder: Path,
+    fitted: Temperature | None,
 ) -> None:
     progress = outcome.progress
     warnings = list(progress.warnings)
+    if fitted and fitted.note:
+        warnings.append(f"probabilities are not calibrated: {fitted.note}")
     if unit.moves and (note := arm.algorithm.note(arm.config, len(unit.trained_on))):
         warnings.append(note)
     if unit.moves and study.held_out:
@@ -260,6 +291,9 @@ def _finish(
         **{k: v for k, v in asdict(progress).items() if k not in _NOT_TOLD and v is not None},
         "warnings": warnings,
     }
+    if fitted:
+        told = ("temperature", "images", "loss_before", "loss_after")
+        entry["calibration"] = {key: getattr(fitted, key) for key in told}
     write_json(folder / DONE, entry)
 
 

@@ -7,19 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
 from morphfed.algorithms.base import SiteHalf, SiteWork
 from morphfed.core.types import Tensors, Upload
-from morphfed.federation.statistics import CLASS_COUNTS
+from morphfed.federation.statistics import CLASS_COUNTS, TEMPERATURE
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
+from morphfed.tasks.temperature import loss_sums
 from morphfed.training.optimise import export_state, import_state, make_optimizer
-from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport, Trainer
+from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport, Trainer, Views
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from morphfed.training.dataset import ImageSet
@@ -207,6 +208,30 @@ class Site:
                 found[name] = self._measure(data.labels, self._trainer.predict(self._workspace.model, data))
         self._gate.release_validation(round_number, found)
         return found
+
+    def temperature_losses(
+        self, round_number: int, download: Tensors, temperatures: NDArray[np.float64], *, views: Views
+    ) -> NDArray[np.float64]:
+        """Summed log loss over the validation images at each temperature ``(G,)``, then their number: ``(G + 1,)``.
+
+        Args:
+            round_number: rounds that are over.
+            download: travelling tensors of the model, which is judged as this site would use it.
+            temperatures: ``(G,)``.
+            views: as in the prediction that the temperature is meant for.
+
+        Raises:
+            PrivacyError: the study does not declare that these sums leave.
+        """
+        self.load_model(download)
+        sums = np.zeros(len(temperatures) + 1)
+        for data in self._validation.values():
+            if len(data):
+                probabilities = self._trainer.predict(self._workspace.model, data, views=views)
+                sums[:-1] += loss_sums(data.labels, probabilities, temperatures)
+                sums[-1] += len(data)
+        self._gate.release_statistic(TEMPERATURE, sums, round_number=round_number)
+        return sums
 
     def state(self) -> Tensors:
         """Private tensors by kind: ``local/…``, ``optimizer/…``, ``algorithm/…``."""

@@ -9,16 +9,24 @@ import numpy as np
 
 from morphfed.core.errors import FederationError
 from morphfed.privacy.egress import Statistic
+from morphfed.tasks.temperature import POINTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CLASS_COUNTS = "class_counts"
+TEMPERATURE = "temperature"
 
 
 def class_counts(classes: int) -> dict[str, Statistic]:
     """Declares that a site's number of training images of each class may leave it."""
     return {CLASS_COUNTS: Statistic(classes, "class counts summed over the sites, for the loss's class prior")}
+
+
+def temperature_losses() -> dict[str, Statistic]:
+    """Declares that a site's summed validation losses over a grid of temperatures may leave it."""
+    why = "summed validation losses by temperature, and images: fitting one temperature for the model"
+    return {TEMPERATURE: Statistic(POINTS + 1, why)}
 
 
 def summed_counts(found: Mapping[str, NDArray[np.int64]]) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from morphfed.core.types import Failure, Tensors, Upload
 
@@ -36,6 +36,17 @@ class Transport(Protocol):
 
     def use_class_counts(self, counts: NDArray[np.int64]) -> None:
         """Have every site use these counts ``(C,)`` in its loss."""
+        ...
+
+    def temperature_losses(
+        self,
+        round_number: int,
+        downloads: Mapping[str, Tensors],
+        temperatures: NDArray[np.float64],
+        *,
+        views: Literal[1, 8],
+    ) -> dict[str, NDArray[np.float64]]:
+        """Summed validation losses at each temperature ``(G,)``, then the images behind them: ``(G + 1,)`` by site."""
         ...
 
     def site_states(self) -> dict[str, Tensors]:

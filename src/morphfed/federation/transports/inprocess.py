@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from morphfed.core.errors import TrainingError
 from morphfed.core.progress import Event, Reporter, silent
@@ -63,6 +63,20 @@ class InProcess:
         """Hand the summed counts to every site."""
         for site in self._sites.values():
             site.use_class_counts(counts)
+
+    def temperature_losses(
+        self,
+        round_number: int,
+        downloads: Mapping[str, Tensors],
+        temperatures: NDArray[np.float64],
+        *,
+        views: Literal[1, 8],
+    ) -> dict[str, NDArray[np.float64]]:
+        """Each site's validation losses, through its gate."""
+        return {
+            name: self._sites[name].temperature_losses(round_number, download, temperatures, views=views)
+            for name, download in downloads.items()
+        }
 
     def site_states(self) -> dict[str, Tensors]:
         """Private state of each site."""
