@@ -129,6 +129,15 @@ class Ontology:
         """
         return next((name for name in self._upwards(node) if name in classes), None)
 
+    def classes_below(self, node: str, classes: Sequence[str]) -> tuple[str, ...]:
+        """The classes that ``node`` is a coarser name for: neutrophil, of neutrophil_band and neutrophil_segmented."""
+        self._known(node)
+        return tuple(name for name in classes if node in self.ancestors(name))
+
+    def is_outside(self, node: str, classes: Sequence[str]) -> bool:
+        """Whether a cell of type ``node`` is surely of none of the classes: in none, and no coarser name of one."""
+        return self.to_class(node, classes) is None and not self.classes_below(node, classes)
+
     def resolve_classes(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Check the classes of a study.
 

@@ -23,8 +23,9 @@ from morphfed.evaluation.compare import (
 )
 from morphfed.evaluation.predictions import Predictions, read_predictions
 from morphfed.evaluation.site import Role, calibration_error, evaluate_site
+from morphfed.evaluation.unknown import Strangers, judge_strangers, read_strangers
 from morphfed.experiment.environment import describe
-from morphfed.experiment.train_unit import is_done, read_unit
+from morphfed.experiment.train_unit import STRANGERS, is_done, read_unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,13 +67,15 @@ def build_results(
         if unit.shared:
             raw = {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in raw.items()}
         entry = read_unit(unit, run)
-        temperature = entry["calibration"]["temperature"] if "calibration" in entry else None
-        found = raw if temperature is None else {site: p.tempered(temperature) for site, p in raw.items()}
+        temperature = entry.get("calibration", {}).get("temperature", 1.0)
+        found = {site: p.tempered(temperature) for site, p in raw.items()}
         entry["sites"] = _judge(unit, found, roles, prepared, resolved)
-        if temperature is not None:
+        if "calibration" in entry:
             for site, p in raw.items():
                 error = calibration_error(p, resamples=study.evaluation.resamples)
                 entry["sites"][site]["uncalibrated"] = {"ece": error}
+        if "rejection" in entry:
+            _judge_unknown(entry, found, read_strangers(unit.folder(run) / STRANGERS), study.evaluation.resamples)
         entries.append(entry)
         predicted.append(
             UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
@@ -138,6 +141,18 @@ def _judge(
             _add_images(block["errors"], prepared.sets[site]["test"])
         judged[site] = block
     return judged
+
+
+def _judge_unknown(
+    entry: Mapping[str, Any], found: Mapping[str, Predictions], strangers: Mapping[str, Strangers], resamples: int
+) -> None:
+    """Add the block ``unknown`` of every site, at the unit's temperature."""
+    temperature = entry.get("calibration", {}).get("temperature", 1.0)
+    for site, known in found.items():
+        met = strangers[site].tempered(temperature) if site in strangers else None
+        entry["sites"][site]["unknown"] = judge_strangers(
+            known, met, entry["rejection"]["threshold"], resamples=resamples
+        )
 
 
 def _add_images(errors: Sequence[dict[str, Any]], data: ImageSet) -> None:

@@ -65,6 +65,11 @@ class EvaluationConfig(Config):
         description="temperature: one number that scales a model's confidence, fitted over the validation parts of its "
         "training sites without moving images",
     )
+    unknown: bool = Field(
+        False,
+        description="also judge cells of none of the classes (left out for their label): is a model less sure of them, "
+        "and how many does a threshold stop that accepts 95 % of the validation images",
+    )
 
 
 class ComputeConfig(Config):

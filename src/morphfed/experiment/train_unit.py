@@ -16,12 +16,14 @@ from morphfed.core.seeding import derive
 from morphfed.core.types import Spec, Tensors
 from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.predictions import Predictions, write_predictions
+from morphfed.evaluation.unknown import Strangers, write_strangers
 from morphfed.experiment.units import POOLED, Unit
-from morphfed.federation.calibrate import Temperature, fit_temperature
+from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
+from morphfed.federation.reject import choose_threshold
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
-from morphfed.federation.statistics import class_counts, temperature_losses
+from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
 from morphfed.models.backbone import Backbone, build
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from morphfed.experiment.study import Arm, Study
 
 DONE = "unit.json"
+STRANGERS = "unknown.parquet"
 _NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
 
 
@@ -106,10 +109,13 @@ def train_unit(
     chosen = (
         (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
     )
-    found = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
+    found, strangers = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
     write_predictions(folder / "predictions.parquet", found)
-    fitted = _calibrate(unit, study, transport, outcome, *chosen) if study.evaluation.calibrate != "none" else None
-    _finish(unit, study, arm, outcome, model, layout, folder, fitted)
+    if study.evaluation.unknown:
+        write_strangers(folder / STRANGERS, strangers, study.classes)
+    transport.load_site_states(chosen[1])
+    settled = _settle(unit, study, transport, outcome, chosen[0])
+    _finish(unit, study, arm, outcome, model, layout, folder, settled)
 
 
 def _sites(
@@ -155,7 +161,8 @@ def _sites(
 def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
     """Sums that may leave a site outside the rounds: none unless the study asks for what they are needed for."""
     counts = class_counts(len(study.classes)) if arm.train.loss.prior == "federation" else {}
-    return counts | (temperature_losses() if study.evaluation.calibrate == "temperature" else {})
+    losses = temperature_losses() if study.evaluation.calibrate == "temperature" else {}
+    return counts | losses | (confidence_counts() if study.evaluation.unknown else {})
 
 
 def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
@@ -215,8 +222,9 @@ def _predict(
     workspace: Workspace,
     model: Tensors,
     sites: dict[str, Tensors],
-) -> dict[str, Predictions]:
-    found = {}
+) -> tuple[dict[str, Predictions], dict[str, Strangers]]:
+    found, strangers = {}, {}
+    views = study.evaluation.views
     half = arm.algorithm.site(arm.config)
     for name in study.sites:
         data = prepared.sets[name]["test"]
@@ -229,11 +237,15 @@ def _predict(
             classes=study.classes,
             ids=data.ids.astype(str),
             labels=data.labels,
-            probabilities=trainer.predict(workspace.model, data, views=study.evaluation.views),
+            probabilities=trainer.predict(workspace.model, data, views=views),
             clusters=data.clusters.astype(str),
             cluster_unit="patient" if prepared.cluster_units[name] == "patient" else "image",
         )
-    return found
+        if name in prepared.unknown:
+            images, kinds = prepared.unknown[name]
+            probabilities = trainer.predict(workspace.model, images, views=views)
+            strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
+    return found, strangers
 
 
 def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: SiteHalf, state: Tensors | None) -> None:
@@ -246,17 +258,35 @@ def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: Site
         trainer.restimate_norms(workspace.model, data)
 
 
-def _calibrate(
-    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors, sites: dict[str, Tensors]
-) -> Temperature:
-    """Fit the temperature of the model that is tested, and add what that moved to the unit's traffic."""
-    transport.load_site_states(sites)
-    progress = outcome.progress
-    fitted = fit_temperature(transport, model, rounds=progress.round, views=study.evaluation.views)
-    if unit.moves:
-        progress.bytes_up += fitted.bytes_up
-        progress.bytes_down += fitted.bytes_down
-    return fitted
+def _settle(
+    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors
+) -> tuple[dict[str, Any], list[str]]:
+    """What the training sites still have to say of the finished model: its temperature, and its threshold.
+
+    Returns:
+        What ``unit.json`` says of them, and warnings; what they moved is added to the outcome's traffic.
+    """
+    entry: dict[str, Any] = {}
+    warnings = []
+    progress, temperature = outcome.progress, 1.0
+    how: dict[str, Any] = {"rounds": progress.round, "views": study.evaluation.views}
+
+    def moved(up: int, down: int) -> None:
+        progress.bytes_up += up if unit.moves else 0
+        progress.bytes_down += down if unit.moves else 0
+
+    if study.evaluation.calibrate == "temperature":
+        fitted = fit_temperature(transport, model, **how)
+        moved(fitted.bytes_up, fitted.bytes_down)
+        temperature = fitted.temperature
+        told = ("temperature", "images", "loss_before", "loss_after")
+        entry["calibration"] = {key: getattr(fitted, key) for key in told}
+        warnings += [f"probabilities are not calibrated: {fitted.note}"] if fitted.note else []
+    if study.evaluation.unknown:
+        chosen = choose_threshold(transport, model, temperature=temperature, **how)
+        moved(chosen.bytes_up, chosen.bytes_down)
+        entry["rejection"] = {key: getattr(chosen, key) for key in ("threshold", "accepted", "images")}
+    return entry, warnings
 
 
 def _finish(
@@ -267,12 +297,11 @@ def _finish(
     model: torch.nn.Module,
     layout: Layout,
     folder: Path,
-    fitted: Temperature | None,
+    settled: tuple[dict[str, Any], list[str]],
 ) -> None:
     progress = outcome.progress
-    warnings = list(progress.warnings)
-    if fitted and fitted.note:
-        warnings.append(f"probabilities are not calibrated: {fitted.note}")
+    told, said = settled
+    warnings = [*progress.warnings, *said]
     if unit.moves and (note := arm.algorithm.note(arm.config, len(unit.trained_on))):
         warnings.append(note)
     if unit.moves and study.held_out:
@@ -289,11 +318,9 @@ def _finish(
         "parameters": sum(p.numel() for p in model.parameters()),
         "models": {name: sha256_file(folder / f"{name}.safetensors") for name in ("best", "last")},
         **{k: v for k, v in asdict(progress).items() if k not in _NOT_TOLD and v is not None},
+        **told,
         "warnings": warnings,
     }
-    if fitted:
-        told = ("temperature", "images", "loss_before", "loss_after")
-        entry["calibration"] = {key: getattr(fitted, key) for key in told}
     write_json(folder / DONE, entry)
 
 

@@ -7,18 +7,17 @@ best temperature's neighbours and a parabola through its best three points find 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from morphfed.core.errors import FederationError
 from morphfed.core.types import Tensors, nbytes
+from morphfed.federation.statistics import TEMPERATURE, added_up
 from morphfed.privacy.egress import NUMBER_BYTES
 from morphfed.tasks.temperature import POINTS, RANGE, bracket, grid, vertex
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from morphfed.federation.transports.base import Transport
@@ -61,7 +60,11 @@ def fit_temperature(transport: Transport, model: Tensors, *, rounds: int, views:
     """
     downloads = dict.fromkeys(transport.sites, model)
     temperatures = grid(*RANGE)
-    losses, images = _summed(transport.temperature_losses(rounds, downloads, temperatures, views=views))
+
+    def ask(at: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
+        return added_up(TEMPERATURE, transport.validation_sums(TEMPERATURE, rounds, downloads, at, views=views), POINTS)
+
+    losses, images = ask(temperatures)
     row = NUMBER_BYTES * (POINTS + 1) * len(downloads)
     sent = (nbytes(model) + NUMBER_BYTES) * len(downloads)
     if not images:
@@ -74,21 +77,9 @@ def fit_temperature(transport: Transport, model: Tensors, *, rounds: int, views:
         )
         return Temperature(1.0, images, before, before, row, sent, note)
     fine = grid(*between)
-    finer, again = _summed(transport.temperature_losses(rounds, downloads, fine, views=views))
+    finer, again = ask(fine)
     if again != images:
         raise FederationError(
             f"The sites counted {images} validation images, then {again}.", fix="restart the sites; their data changed."
         )
     return Temperature(vertex(fine, finer), images, before, float(finer.min()) / images, 2 * row, sent)
-
-
-def _summed(found: Mapping[str, NDArray[np.float64]]) -> tuple[NDArray[np.float64], int]:
-    """Losses ``(G,)`` and images over all sites."""
-    for site, values in found.items():
-        if values.shape != (POINTS + 1,) or not np.isfinite(values).all() or values.min() < 0:
-            raise FederationError(
-                f"Site '{site}': its calibration losses are not {POINTS + 1} finite numbers of at least 0.",
-                fix="look at the site's validation images, or set evaluation.calibrate = 'none'.",
-            )
-    total = np.sum(list(found.values()), axis=0)
-    return np.asarray(total[:-1]), int(total[-1])

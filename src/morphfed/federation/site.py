@@ -13,10 +13,10 @@ from torch import nn
 
 from morphfed.algorithms.base import SiteHalf, SiteWork
 from morphfed.core.types import Tensors, Upload
-from morphfed.federation.statistics import CLASS_COUNTS, TEMPERATURE
+from morphfed.federation.statistics import CLASS_COUNTS, SUMS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
-from morphfed.tasks.temperature import loss_sums
+from morphfed.tasks.temperature import tempered
 from morphfed.training.optimise import export_state, import_state, make_optimizer
 from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport, Trainer, Views
 
@@ -209,28 +209,37 @@ class Site:
         self._gate.release_validation(round_number, found)
         return found
 
-    def temperature_losses(
-        self, round_number: int, download: Tensors, temperatures: NDArray[np.float64], *, views: Views
+    def validation_sums(
+        self,
+        statistic: str,
+        round_number: int,
+        download: Tensors,
+        at: NDArray[np.float64],
+        *,
+        temperature: float,
+        views: Views,
     ) -> NDArray[np.float64]:
-        """Summed log loss over the validation images at each temperature ``(G,)``, then their number: ``(G + 1,)``.
+        """A declared row of sums over the validation images at each point ``(G,)``, then their number: ``(G + 1,)``.
 
         Args:
+            statistic: one of :data:`morphfed.federation.statistics.SUMS`.
             round_number: rounds that are over.
             download: travelling tensors of the model, which is judged as this site would use it.
-            temperatures: ``(G,)``.
-            views: as in the prediction that the temperature is meant for.
+            at: temperatures or thresholds ``(G,)``.
+            temperature: that the probabilities are brought to before.
+            views: as in the prediction that is prepared.
 
         Raises:
             PrivacyError: the study does not declare that these sums leave.
         """
         self.load_model(download)
-        sums = np.zeros(len(temperatures) + 1)
+        sums = np.zeros(len(at) + 1)
         for data in self._validation.values():
             if len(data):
                 probabilities = self._trainer.predict(self._workspace.model, data, views=views)
-                sums[:-1] += loss_sums(data.labels, probabilities, temperatures)
+                sums[:-1] += SUMS[statistic](data.labels, tempered(probabilities, temperature), at)
                 sums[-1] += len(data)
-        self._gate.release_statistic(TEMPERATURE, sums, round_number=round_number)
+        self._gate.release_statistic(statistic, sums, round_number=round_number)
         return sums
 
     def state(self) -> Tensors:

@@ -76,6 +76,7 @@ def build(results: Results) -> list[Section]:
         methods,
         mistakes,
         outcome,
+        unknown,
     )
 
     page = Page(results)
@@ -96,6 +97,7 @@ def build(results: Results) -> list[Section]:
         outcome.cross_site,
         classes.classes,
         certainty.certainty,
+        unknown.unknown,
         classes.masked,
         data.data,
         mistakes.mistakes,

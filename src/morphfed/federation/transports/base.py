@@ -38,15 +38,17 @@ class Transport(Protocol):
         """Have every site use these counts ``(C,)`` in its loss."""
         ...
 
-    def temperature_losses(
+    def validation_sums(
         self,
+        statistic: str,
         round_number: int,
         downloads: Mapping[str, Tensors],
-        temperatures: NDArray[np.float64],
+        at: NDArray[np.float64],
         *,
-        views: Literal[1, 8],
+        temperature: float = 1.0,
+        views: Literal[1, 8] = 1,
     ) -> dict[str, NDArray[np.float64]]:
-        """Summed validation losses at each temperature ``(G,)``, then the images behind them: ``(G + 1,)`` by site."""
+        """By site, sums over its validation images at each point ``(G,)``, then the number of images: ``(G + 1,)``."""
         ...
 
     def site_states(self) -> dict[str, Tensors]:

@@ -64,17 +64,21 @@ class InProcess:
         for site in self._sites.values():
             site.use_class_counts(counts)
 
-    def temperature_losses(
+    def validation_sums(
         self,
+        statistic: str,
         round_number: int,
         downloads: Mapping[str, Tensors],
-        temperatures: NDArray[np.float64],
+        at: NDArray[np.float64],
         *,
-        views: Literal[1, 8],
+        temperature: float = 1.0,
+        views: Literal[1, 8] = 1,
     ) -> dict[str, NDArray[np.float64]]:
-        """Each site's validation losses, through its gate."""
+        """Each site's sums, through its gate."""
         return {
-            name: self._sites[name].temperature_losses(round_number, download, temperatures, views=views)
+            name: self._sites[name].validation_sums(
+                statistic, round_number, download, at, temperature=temperature, views=views
+            )
             for name, download in downloads.items()
         }
 
