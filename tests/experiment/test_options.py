@@ -23,6 +23,7 @@ SWITCHES = [
     "train.loss={kind='logit_adjusted', prior='federation'}",
     "evaluation.calibrate=temperature",
     "evaluation.unknown=true",
+    "evaluation.adapt=norms",
 ]
 
 
@@ -98,14 +99,39 @@ def test_unknown_cells_are_judged_and_take_no_part(done: tuple[dict[str, Any], P
     assert _arm(results, "local/birch")["rejection"]["accepted"] >= 0.95
 
 
+def test_adaptation_is_told_apart_from_the_held_out_score(done: tuple[dict[str, Any], Path]) -> None:
+    results, run = done
+    for arm in results["arms"]:
+        assert {site: "adapted" in block for site, block in arm["sites"].items()} == {
+            "alder": False,
+            "birch": False,
+            "cedar": True,
+        }
+        folder = run / "units" / arm["arm"] / (arm["model"].partition("/")[2] or "all") / "seed-0"
+        plain, adapted = (pd.read_parquet(folder / f"{name}.parquet") for name in ("predictions", "adapted"))
+        plain = plain[plain["site"] == "cedar"]
+        assert plain["id"].tolist() == adapted["id"].tolist()
+        assert not np.allclose(plain["p/neutrophil"], adapted["p/neutrophil"])
+        guess = np.where(plain["p/neutrophil"] >= plain["p/lymphocyte"], "neutrophil", "lymphocyte")
+        recalls = [(guess == c)[plain["truth"] == c].mean() for c in ("neutrophil", "lymphocyte")]
+        score = arm["sites"]["cedar"]["metrics"]["balanced_accuracy"]["value"]
+        assert score == pytest.approx(np.mean(recalls))  # the plain block is of the plain predictions
+
+
 def test_the_report_shows_all_of_it(done: tuple[dict[str, Any], Path]) -> None:
     page = (done[1] / "report.html").read_text()
-    for key in ("table-temperature", "table-thresholds", "table-unknown-auroc", "table-unknown-kinds"):
+    for key in (
+        "table-temperature",
+        "table-thresholds",
+        "table-unknown-auroc",
+        "table-unknown-kinds",
+        "table-adaptation",
+    ):
         assert f'id="{key}"' in page
     assert "every site&#39;s loss used their sum" in page
 
 
 def test_a_finished_run_is_not_calibrated_differently(done: tuple[dict[str, Any], Path], films: Path) -> None:
-    overrides = [*SWITCHES[:3], "evaluation.calibrate=none", SWITCHES[4]]
+    overrides = [*SWITCHES, "evaluation.calibrate=none"]
     with pytest.raises(ConfigError, match=r"evaluation\.calibrate"):
         run_study(films / "study.toml", Options(films / "runs", overrides=overrides))

@@ -16,7 +16,7 @@ FREE = ("seeds", "arms", "evaluation", "name", "model", "train", "federation")
 """Keys that may change from one call to the next in the same run folder: seeds and arms may be added, the judging
 changed. ``model``, ``train`` and ``federation`` count through each arm's own copy."""
 
-DECIDING = ("use", "views", "calibrate", "unknown")
+DECIDING = ("use", "views", "calibrate", "adapt", "unknown")
 """Keys of ``evaluation`` that decide what a unit predicts; the others only judge what it predicted."""
 
 

@@ -22,10 +22,10 @@ from morphfed.evaluation.compare import (
     summarise,
 )
 from morphfed.evaluation.predictions import Predictions, read_predictions
-from morphfed.evaluation.site import Role, calibration_error, evaluate_site
+from morphfed.evaluation.site import Role, adaptation, calibration_error, evaluate_site
 from morphfed.evaluation.unknown import Strangers, judge_strangers, read_strangers
 from morphfed.experiment.environment import describe
-from morphfed.experiment.train_unit import STRANGERS, is_done, read_unit
+from morphfed.experiment.train_unit import ADAPTED, STRANGERS, is_done, read_unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,6 +74,14 @@ def build_results(
             for site, p in raw.items():
                 error = calibration_error(p, resamples=study.evaluation.resamples)
                 entry["sites"][site]["uncalibrated"] = {"ece": error}
+        for site, p in _adapted(unit, run).items():
+            entry["sites"][site]["adapted"] = adaptation(
+                found[site],
+                p.tempered(temperature),
+                how=study.evaluation.adapt,
+                metric=PRIMARY,
+                resamples=study.evaluation.resamples,
+            )
         if "rejection" in entry:
             _judge_unknown(entry, found, read_strangers(unit.folder(run) / STRANGERS), study.evaluation.resamples)
         entries.append(entry)
@@ -141,6 +149,12 @@ def _judge(
             _add_images(block["errors"], prepared.sets[site]["test"])
         judged[site] = block
     return judged
+
+
+def _adapted(unit: Unit, run: Path) -> dict[str, Predictions]:
+    """Predictions of the model adapted to each held-out site; none where nothing was adapted."""
+    path = unit.folder(run) / ADAPTED
+    return read_predictions(path) if path.is_file() else {}
 
 
 def _judge_unknown(

@@ -65,6 +65,11 @@ class EvaluationConfig(Config):
         description="temperature: one number that scales a model's confidence, fitted over the validation parts of its "
         "training sites without moving images",
     )
+    adapt: Literal["none", "norms"] = Field(
+        "none",
+        description="norms: held-out sites are also judged with batch norms whose running statistics were re-estimated "
+        "on their own unlabelled test images; reported beside the plain scores, as adaptation",
+    )
     unknown: bool = Field(
         False,
         description="also judge cells of none of the classes (left out for their label): is a model less sure of them, "

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
 from morphfed.models.backbone import Backbone, build
 from morphfed.models.layout import Layout
+from morphfed.models.norm import batch_norms
 from morphfed.privacy.egress import Declaration, EgressGate, Statistic
 from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.trainer import Trainer
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from morphfed.experiment.study import Arm, Study
 
 DONE = "unit.json"
+ADAPTED = "adapted.parquet"
 STRANGERS = "unknown.parquet"
 _NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
 
@@ -109,8 +113,10 @@ def train_unit(
     chosen = (
         (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
     )
-    found, strangers = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
+    found, strangers, adapted = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
     write_predictions(folder / "predictions.parquet", found)
+    if adapted:
+        write_predictions(folder / ADAPTED, adapted)
     if study.evaluation.unknown:
         write_strangers(folder / STRANGERS, strangers, study.classes)
     transport.load_site_states(chosen[1])
@@ -222,8 +228,9 @@ def _predict(
     workspace: Workspace,
     model: Tensors,
     sites: dict[str, Tensors],
-) -> tuple[dict[str, Predictions], dict[str, Strangers]]:
-    found, strangers = {}, {}
+) -> tuple[dict[str, Predictions], dict[str, Strangers], dict[str, Predictions]]:
+    """What the model says of each site's test images; of cells of none of the classes; and of the former, adapted."""
+    found, strangers, adapted = {}, {}, {}
     views = study.evaluation.views
     half = arm.algorithm.site(arm.config)
     for name in study.sites:
@@ -245,7 +252,28 @@ def _predict(
             images, kinds = prepared.unknown[name]
             probabilities = trainer.predict(workspace.model, images, views=views)
             strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
-    return found, strangers
+        if name in study.held_out and _adapts(study, arm, workspace):
+            with _restored(workspace):
+                trainer.restimate_norms(workspace.model, data)
+                again = trainer.predict(workspace.model, data, views=views)
+            adapted[name] = replace(found[name], probabilities=again)
+    return found, strangers, adapted
+
+
+def _adapts(study: Study, arm: Arm, workspace: Workspace) -> bool:
+    """Whether batch norms are re-estimated; site-local ones are at every newcomer, with or without being asked."""
+    asked = study.evaluation.adapt == "norms" and arm.model.norm != "local"
+    return asked and any(True for _ in batch_norms(workspace.model))
+
+
+@contextmanager
+def _restored(workspace: Workspace) -> Iterator[None]:
+    """Give the network back as it was: statistics of layers that are not trained are in nobody's tensors."""
+    before = {name: tensor.clone() for name, tensor in workspace.model.state_dict().items()}
+    try:
+        yield
+    finally:
+        workspace.model.load_state_dict(before)
 
 
 def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: SiteHalf, state: Tensors | None) -> None:
@@ -304,6 +332,8 @@ def _finish(
     warnings = [*progress.warnings, *said]
     if unit.moves and (note := arm.algorithm.note(arm.config, len(unit.trained_on))):
         warnings.append(note)
+    if study.held_out and study.evaluation.adapt == "norms" and not any(True for _ in batch_norms(model)):
+        warnings.append("nothing was adapted at held-out sites: the network has no batch norm")
     if unit.moves and study.held_out:
         warnings += _about_newcomers(arm, layout)
     entry = {

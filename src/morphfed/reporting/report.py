@@ -66,6 +66,7 @@ def words(results: Results) -> Summary:
 def build(results: Results) -> list[Section]:
     """All sections in reading order, with their tables and figures numbered."""
     from morphfed.reporting.sections import (
+        adaptation,
         certainty,
         classes,
         cost,
@@ -99,6 +100,7 @@ def build(results: Results) -> list[Section]:
         certainty.certainty,
         unknown.unknown,
         classes.masked,
+        adaptation.adaptation,
         data.data,
         mistakes.mistakes,
         cost.cost,
