@@ -74,7 +74,7 @@ def build_results(
             for site, p in raw.items():
                 error = calibration_error(p, resamples=study.evaluation.resamples)
                 entry["sites"][site]["uncalibrated"] = {"ece": error}
-        for site, p in _adapted(unit, run).items():
+        for site, p in _adapted(unit, run, roles).items():
             entry["sites"][site]["adapted"] = adaptation(
                 found[site],
                 p.tempered(temperature),
@@ -151,10 +151,13 @@ def _judge(
     return judged
 
 
-def _adapted(unit: Unit, run: Path) -> dict[str, Predictions]:
+def _adapted(unit: Unit, run: Path, roles: Mapping[str, Role]) -> dict[str, Predictions]:
     """Predictions of the model adapted to each held-out site; none where nothing was adapted."""
     path = unit.folder(run) / ADAPTED
-    return read_predictions(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    # A local model that folds share was adapted to every other site; in this fold only some are held out.
+    return {site: p for site, p in read_predictions(path).items() if roles[site] == "held_out"}
 
 
 def _judge_unknown(
