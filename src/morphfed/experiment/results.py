@@ -23,7 +23,7 @@ from morphfed.evaluation.compare import (
 )
 from morphfed.evaluation.predictions import Predictions, read_predictions
 from morphfed.evaluation.site import Role, adaptation, calibration_error, evaluate_site
-from morphfed.evaluation.unknown import Strangers, judge_strangers, read_strangers
+from morphfed.evaluation.unknown import judge_strangers, read_strangers
 from morphfed.experiment.environment import describe
 from morphfed.experiment.train_unit import ADAPTED, STRANGERS, is_done, read_unit
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.resolve import Resolved
+    from morphfed.experiment.study import Study
     from morphfed.experiment.units import Unit
     from morphfed.training.dataset import ImageSet
 
@@ -70,20 +71,7 @@ def build_results(
         temperature = entry.get("calibration", {}).get("temperature", 1.0)
         found = {site: p.tempered(temperature) for site, p in raw.items()}
         entry["sites"] = _judge(unit, found, roles, prepared, resolved)
-        if "calibration" in entry:
-            for site, p in raw.items():
-                error = calibration_error(p, resamples=study.evaluation.resamples)
-                entry["sites"][site]["uncalibrated"] = {"ece": error}
-        for site, p in _adapted(unit, run, roles).items():
-            entry["sites"][site]["adapted"] = adaptation(
-                found[site],
-                p.tempered(temperature),
-                how=study.evaluation.adapt,
-                metric=PRIMARY,
-                resamples=study.evaluation.resamples,
-            )
-        if "rejection" in entry:
-            _judge_unknown(entry, found, read_strangers(unit.folder(run) / STRANGERS), study.evaluation.resamples)
+        _judge_options(entry, unit, raw, found, roles, run, study)
         entries.append(entry)
         predicted.append(
             UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
@@ -151,6 +139,38 @@ def _judge(
     return judged
 
 
+def _judge_options(
+    entry: Mapping[str, Any],
+    unit: Unit,
+    raw: Mapping[str, Predictions],
+    found: Mapping[str, Predictions],
+    roles: Mapping[str, Role],
+    run: Path,
+    study: Study,
+) -> None:
+    """Add to the sites' blocks what only some studies ask for: before calibration, after adaptation, unknown cells.
+
+    Args:
+        raw: as the model said it.
+        found: the same at the unit's temperature.
+    """
+    resamples, sites = study.evaluation.resamples, entry["sites"]
+    temperature = entry.get("calibration", {}).get("temperature", 1.0)
+    if "calibration" in entry:
+        for site, p in raw.items():
+            sites[site]["uncalibrated"] = {"ece": calibration_error(p, resamples=resamples)}
+    how = study.evaluation.adapt
+    for site, p in _adapted(unit, run, roles).items():
+        adapted = p.tempered(temperature)
+        sites[site]["adapted"] = adaptation(found[site], adapted, how=how, metric=PRIMARY, resamples=resamples)
+    if "rejection" in entry:
+        strangers = read_strangers(unit.folder(run) / STRANGERS)
+        for site, known in found.items():
+            met = strangers[site].tempered(temperature) if site in strangers else None
+            threshold = entry["rejection"]["threshold"]
+            sites[site]["unknown"] = judge_strangers(known, met, threshold, resamples=resamples)
+
+
 def _adapted(unit: Unit, run: Path, roles: Mapping[str, Role]) -> dict[str, Predictions]:
     """Predictions of the model adapted to each held-out site; none where nothing was adapted."""
     path = unit.folder(run) / ADAPTED
@@ -158,18 +178,6 @@ def _adapted(unit: Unit, run: Path, roles: Mapping[str, Role]) -> dict[str, Pred
         return {}
     # A local model that folds share was adapted to every other site; in this fold only some are held out.
     return {site: p for site, p in read_predictions(path).items() if roles[site] == "held_out"}
-
-
-def _judge_unknown(
-    entry: Mapping[str, Any], found: Mapping[str, Predictions], strangers: Mapping[str, Strangers], resamples: int
-) -> None:
-    """Add the block ``unknown`` of every site, at the unit's temperature."""
-    temperature = entry.get("calibration", {}).get("temperature", 1.0)
-    for site, known in found.items():
-        met = strangers[site].tempered(temperature) if site in strangers else None
-        entry["sites"][site]["unknown"] = judge_strangers(
-            known, met, entry["rejection"]["threshold"], resamples=resamples
-        )
 
 
 def _add_images(errors: Sequence[dict[str, Any]], data: ImageSet) -> None:
