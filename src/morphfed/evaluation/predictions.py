@@ -119,7 +119,7 @@ class Predictions:
         """The same predictions at another temperature (:mod:`morphfed.tasks.temperature`); 1 changes nothing."""
         if temperature == 1.0:
             return self
-        values = tempered(self.probabilities, temperature)
+        values = tempered(self.probabilities, temperature).astype(np.float32)
         return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit)
 
     def save(self, path: Path) -> None:

@@ -73,8 +73,10 @@ def read_strangers(path: Path) -> dict[str, Strangers]:
     columns = [name for name in frame.columns if name.startswith("p/")]
     return {
         str(site): Strangers(
-            *(here[name].to_numpy().astype(str) for name in ("id", "kind", "cluster")),
-            here[columns].to_numpy(dtype=np.float32),
+            ids=here["id"].to_numpy().astype(str),
+            kinds=here["kind"].to_numpy().astype(str),
+            clusters=here["cluster"].to_numpy().astype(str),
+            probabilities=here[columns].to_numpy(dtype=np.float32),
         )
         for site, here in frame.groupby("site", sort=False)
     }
