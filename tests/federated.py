@@ -13,6 +13,7 @@ from morphfed.core.types import Spec
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import FederationConfig, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
+from morphfed.federation.statistics import class_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
@@ -80,6 +81,7 @@ class Federation:
         quorum: float = 0.5,
         keep_optimizer: bool = False,
         seed: int = 0,
+        calibrate: bool = False,
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
         self.model = make_model(batch_norm=norm != "none")
@@ -94,7 +96,9 @@ class Federation:
         trainer = Trainer(settings, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"), seed=seed)
         state = self.model.state_dict()
         uploads = named.uploads(config, self.layout, {k: Spec.of(state[k]) for k in self.workspace.travels})
-        declaration = Declaration(uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS)
+        shared = settings.loss.prior == "federation"
+        statistics = (class_counts(2) if shared else {}) | (temperature_losses() if calibrate else {})
+        declaration = Declaration(uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS, statistics)
         self.sites = [
             Site(
                 name,
@@ -103,7 +107,7 @@ class Federation:
                 trainer=trainer,
                 workspace=self.workspace,
                 half=named.site(config),
-                gate=EgressGate(name, declaration, None),
+                gate=EgressGate(name, declaration, folder / f"{name}.jsonl" if folder else None),
                 measure=accuracy,
                 keep_optimizer=keep_optimizer,
             )
@@ -118,4 +122,5 @@ class Federation:
             transport=self.transport,
             store=self.store,
             expected=uploads,
+            share_counts=shared,
         )

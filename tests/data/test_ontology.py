@@ -164,3 +164,15 @@ def test_a_broken_ontology_names_its_fault(tmp_path: Path, text: str, message: s
     file.write_text(f'version = "9"\n{text}\n[sources.common]\ntitle = "everyday"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         load_ontology(file)
+
+
+def test_a_coarser_name_is_no_stranger() -> None:
+    o = load_ontology()
+    classes = ("neutrophil_banded", "neutrophil_segmented", "lymphocyte")
+    assert o.classes_below("neutrophil", classes) == ("neutrophil_banded", "neutrophil_segmented")
+    assert not o.is_outside("neutrophil", classes)
+    assert not o.is_outside("neutrophil_banded", classes)
+    assert o.is_outside("platelet", classes)
+    assert o.is_outside("monocyte", classes)
+    assert not o.is_outside("leukocyte", classes)
+    assert not o.is_outside("unknown", classes)  # nobody could say what it is

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score, recall_score
 from morphfed.evaluation.bootstrap import proportion_interval
 from morphfed.evaluation.metrics import METRICS
 from morphfed.evaluation.predictions import Predictions
-from morphfed.evaluation.site import evaluate_site
+from morphfed.evaluation.site import adaptation, calibration_error, evaluate_site
 
 CLASSES = ("neutrophil", "monocyte", "basophil")
 
@@ -161,3 +161,29 @@ def test_interval_of_the_calibration_error_reaches_zero_where_noise_explains_it(
     assert found["value"] == pytest.approx(0.02, abs=1e-6)
     assert found["low"] == 0.0  # a plain percentile of absolute values never is
     assert 0.02 <= found["high"] <= 0.09
+
+
+def test_the_calibration_error_before_has_the_interval_of_the_block() -> None:
+    p = make(strength=0.3)
+    assert calibration_error(p, resamples=200) == evaluate_site(p, role="train", resamples=200)["metrics"]["ece"]
+
+
+def test_another_temperature_changes_confidence_and_nothing_else() -> None:
+    p = make(strength=0.3)
+    softer = p.tempered(2.0)
+    roots = np.sqrt(p.probabilities.astype(np.float64))
+    np.testing.assert_allclose(softer.probabilities, roots / roots.sum(axis=1, keepdims=True), rtol=1e-6)
+    assert (softer.predicted == p.predicted).all()
+    assert p.tempered(1.0) is p
+
+
+def test_adaptation_is_compared_on_the_same_resamples() -> None:
+    plain, adapted = make(strength=0.3), make(strength=0.6)
+    block = adaptation(plain, adapted, how="norms", metric="balanced_accuracy", resamples=300)
+    recalls = [recall_score(p.labels, p.predicted, average="macro") for p in (plain, adapted)]
+    assert block["metrics"]["balanced_accuracy"]["value"] == pytest.approx(recalls[1])
+    change = block["difference"]
+    assert change["value"] == pytest.approx(recalls[1] - recalls[0])
+    assert change["low"] < change["value"] < change["high"]
+    same = adaptation(plain, plain, how="norms", metric="balanced_accuracy", resamples=300)
+    assert same["difference"] == {"metric": "balanced_accuracy", "value": 0.0, "low": 0.0, "high": 0.0}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from morphfed.core.errors import PrivacyError
 from morphfed.core.types import Spec, Upload
-from morphfed.privacy.egress import Declaration, EgressGate
+from morphfed.privacy.egress import Declaration, EgressGate, Statistic
 
 DECLARED = Declaration({"w": Spec((2,), "float32")}, frozenset({"loss"}), "fedavg: the model")
 
@@ -52,4 +53,33 @@ def test_everything_else_is_refused_and_leaves_no_trace(changes: dict[str, objec
     gate = EgressGate("kampala", DECLARED, tmp_path / "ledger.jsonl")
     with pytest.raises(PrivacyError, match=named):
         gate.release(_upload(**changes))
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+COUNTING = Declaration({}, frozenset(), "", statistics={"class_counts": Statistic(3, "for the class prior")})
+
+
+def test_a_declared_statistic_passes_and_its_numbers_are_in_the_ledger(tmp_path: Path) -> None:
+    gate = EgressGate("kampala", COUNTING, tmp_path / "ledger.jsonl")
+    assert gate.release_statistic("class_counts", np.array([4, 0, 1]), round_number=0).tolist() == [4, 0, 1]
+    line = json.loads((tmp_path / "ledger.jsonl").read_text())
+    assert line == {
+        "round": 0,
+        "site": "kampala",
+        "statistic": "class_counts",
+        "tensors": 1,
+        "bytes": 24,
+        "values": [4, 0, 1],
+        "purpose": "for the class prior",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "named"),
+    [("patients", [1, 2, 3], "'patients'"), ("class_counts", [1, 2], r"\(2,\)"), ("class_counts", [[1, 2, 3]], "1, 3")],
+)
+def test_any_other_statistic_is_refused(name: str, values: list[int], named: str, tmp_path: Path) -> None:
+    gate = EgressGate("kampala", COUNTING, tmp_path / "ledger.jsonl")
+    with pytest.raises(PrivacyError, match=named):
+        gate.release_statistic(name, np.array(values), round_number=0)
     assert not (tmp_path / "ledger.jsonl").exists()

@@ -325,3 +325,78 @@ def test_costs_are_summed_over_sites_and_averaged_over_seeds(small: dict[str, An
     assert rows["Centralised"][7] == "nothing"
     assert "The budgets differ: FedAvg went over each training image" in sentence.text
     assert "Equal budget" in cost(Page(Results(small))).blocks[0].text
+
+
+def test_a_temperature_is_shown_with_the_calibration_error_before_and_after(
+    full: dict[str, Any], parse_html: Callable[[str], Any]
+) -> None:
+    raw = copy.deepcopy(full)
+    for unit in raw["arms"]:
+        if unit["model"] == "fedavg":
+            unit["calibration"] = {
+                "temperature": 1.2 + 0.1 * unit["seed"],
+                "images": 88,
+                "loss_before": 1,
+                "loss_after": 0.9,
+            }
+            for test in unit["sites"].values():
+                test["uncalibrated"] = {"ece": {"value": 0.4, "low": None, "high": None}}
+    tree = check_page(render(Results(raw)), parse_html)
+    (row,) = tree.by_id("table-temperature").rows()
+    assert row[:3] == ["FedAvg", "1.30 1.20 to 1.40", "88"]
+    after = [t["sites"]["tecom"]["metrics"]["ece"]["value"] for t in raw["arms"] if t["model"] == "fedavg"]
+    assert row[4] == f"0.400 → {sum(after) / 3:.3f}"
+    assert "calibrated by one temperature" in tree.text()
+    assert "table-temperature" not in render(Results(full))
+
+
+def test_class_counts_that_moved_are_said(full: dict[str, Any], parse_html: Callable[[str], Any]) -> None:
+    raw = copy.deepcopy(full)
+    for unit in raw["arms"]:
+        if unit["arm"] in ("fedavg", "centralised"):  # the centralised arm moved nothing
+            unit["class_counts"] = [500, 40, 4, 300, 60]
+    raw["config"]["train"]["loss"] = {"kind": "logit_adjusted", "prior": "federation"}
+    text = check_page(render(Results(raw)), parse_html).text()
+    assert "FedAvg: before the first round each site sent its number of training images of each class" in text
+    assert "neutrophil 500, eosinophil 40, basophil 4, lymphocyte 300, monocyte 60" in text
+    assert "logit-adjusted cross-entropy with class counts summed over the training sites" in text
+    assert "Menon" in text
+
+
+def test_unknown_cells_and_adaptation_have_sections_of_their_own(
+    full: dict[str, Any], parse_html: Callable[[str], Any]
+) -> None:
+    raw = copy.deepcopy(full)
+    for unit in raw["arms"]:
+        unit["rejection"] = {"threshold": 0.5 + 0.1 * unit["seed"], "accepted": 0.96, "images": 88}
+        for site, test in unit["sites"].items():
+            met = site == "barcelona"
+            test["unknown"] = {
+                "n": 250 if met else 0,
+                "auroc": {"value": 0.8 if met else None, "low": 0.7 if met else None, "high": 0.9 if met else None},
+                "known_accepted": 0.9,
+                "unknown_rejected": 0.25 if met else None,
+                "kinds": {"platelet": {"n": 250, "rejected": 0.25}} if met else {},
+                "risk_coverage": [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.4}] if met else [],
+            }
+        after = {"balanced_accuracy": {"value": 0.75, "low": 0.7, "high": 0.8}}
+        change = {"metric": "balanced_accuracy", "value": 0.05, "low": 0.01, "high": 0.09}
+        unit["sites"]["cellavision"]["adapted"] = {"how": "norms", "metrics": after, "difference": change}
+    tree = check_page(render(Results(raw)), parse_html)
+    thresholds = {row[0]: row[1:] for row in tree.by_id("table-thresholds").rows()}
+    assert thresholds["FedAvg"][:3] == ["0.600", "0.960", "0.900 0.250 of unknown stopped"]
+    auroc = {row[0]: row[1:] for row in tree.by_id("table-unknown-auroc").rows()}
+    assert len(auroc["FedAvg"]) == 1  # one site holds unknown cells
+    assert auroc["FedAvg"][0].startswith("0.800 0.700 to 0.900")
+    assert tree.by_id("table-unknown-kinds").rows()[0][:3] == ["platelet", "barcelona", "250"]
+    risk = next(row for row in tree.by_id("table-unknown-risk").rows() if row[0] == "FedAvg")
+    assert risk == ["FedAvg", "barcelona", "0.100", "0.100", "0.100", "0.400"]
+    adapted = {row[0]: row[1:] for row in tree.by_id("table-adaptation").rows()}
+    plain = [u["sites"]["cellavision"]["metrics"] for u in raw["arms"] if u["model"] == "fedavg"]
+    before = sum(m["balanced_accuracy"]["value"] for m in plain) / 3
+    assert adapted["FedAvg"][0].startswith(f"{before:.3f}")
+    assert adapted["FedAvg"][2] == "+0.050 0.010 to 0.090"
+    assert "no held-out score" in tree.by_id("adaptation").text()
+    page = render(Results(full))
+    assert 'id="unknown"' not in page
+    assert 'id="adaptation"' not in page

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from morphfed.tasks.classification import (
     LossConfig,
@@ -56,3 +57,9 @@ def test_every_loss_is_finite_with_a_missing_class(kind: str) -> None:
     logits = LOGITS.clone().requires_grad_()
     loss(logits, LABELS).backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_counts_leave_only_for_a_loss_that_uses_them() -> None:
+    assert LossConfig(kind="logit_adjusted", prior="federation").prior == "federation"
+    with pytest.raises(ValidationError, match="focal uses no counts"):
+        LossConfig(kind="focal", prior="federation")

@@ -16,6 +16,7 @@ from morphfed.core.errors import ConfigError, did_you_mean
 
 PACKAGED = Path(__file__).with_name("ontology.toml")
 COMMON = "common"
+UNIDENTIFIED = "unknown"
 _TELLING = 6  # fewer labels than this (the five everyday cells) are no fingerprint of a source
 
 
@@ -128,6 +129,18 @@ class Ontology:
         neutrophil_segmented, because nobody said that it is one.
         """
         return next((name for name in self._upwards(node) if name in classes), None)
+
+    def classes_below(self, node: str, classes: Sequence[str]) -> tuple[str, ...]:
+        """The classes that ``node`` is a coarser name for: neutrophil, of neutrophil_band and neutrophil_segmented."""
+        self._known(node)
+        return tuple(name for name in classes if node in self.ancestors(name))
+
+    def is_outside(self, node: str, classes: Sequence[str]) -> bool:
+        """Whether a cell of type ``node`` is surely of none of the classes: in none, and no coarser name of one.
+
+        A cell that nobody could identify may be of any class.
+        """
+        return node != UNIDENTIFIED and self.to_class(node, classes) is None and not self.classes_below(node, classes)
 
     def resolve_classes(self, classes: Sequence[str]) -> tuple[str, ...]:
         """Check the classes of a study.

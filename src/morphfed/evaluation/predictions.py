@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from morphfed.core.errors import DataError, StorageError
 from morphfed.core.files import writing
+from morphfed.tasks.temperature import tempered
 
 ClusterUnit = Literal["patient", "image"]
 
@@ -113,6 +114,13 @@ class Predictions:
         rows = np.array([where[name] for name in ids.tolist()], dtype=np.int64)
         kept = (self.ids[rows], self.labels[rows], self.probabilities[rows], self.clusters[rows])
         return Predictions(self.classes, *kept, self.cluster_unit)
+
+    def tempered(self, temperature: float) -> Predictions:
+        """The same predictions at another temperature (:mod:`morphfed.tasks.temperature`); 1 changes nothing."""
+        if temperature == 1.0:
+            return self
+        values = tempered(self.probabilities, temperature).astype(np.float32)
+        return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit)
 
     def save(self, path: Path) -> None:
         """Write to Parquet, atomically; the file holds this one set of predictions."""

@@ -13,6 +13,7 @@ from morphfed.evaluation.bootstrap import (
     interval,
     proportion_interval,
     replicate,
+    replicate_metrics,
 )
 from morphfed.evaluation.calibration import calibration_bins, risk_coverage_points
 from morphfed.evaluation.predictions import Predictions
@@ -85,6 +86,37 @@ def _metrics(
             low, high = interval(drawn[name], clusters, inflated=number if name == "ece" else None)
         result[name] = {"value": number, "low": low, "high": high}
     return result, drawn.get("recall", np.zeros((len(p.classes), 0)))
+
+
+def adaptation(
+    plain: Predictions, adapted: Predictions, *, how: str, metric: str, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """The ``adapted`` block: scores of a model that was adapted to the site, and how much that changed.
+
+    Args:
+        plain, adapted: predictions for the same images, without and with adaptation.
+        how: what was adapted, as the study names it.
+        metric: of the paired difference, adapted less plain, inside each resample.
+        resamples: bootstrap resamples.
+        seed: of the resampling.
+    """
+    clusters = cluster_codes(plain.clusters)[1]
+    metrics = _metrics(adapted, clusters, resamples, seed)[0]
+    values = [float(m.measure(p.labels, p.probabilities, metrics=(metric,))[metric]) for p in (plain, adapted)]
+    before, after = (replicate_metrics(p, (metric,), resamples=resamples, seed=seed) for p in (plain, adapted))
+    low, high = interval(after[metric] - before[metric], clusters) if before else (None, None)
+    difference = {"metric": metric, "value": _number(values[1] - values[0]), "low": low, "high": high}
+    return {"how": how, "metrics": metrics, "difference": difference}
+
+
+def calibration_error(p: Predictions, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, float | None]:
+    """ECE with its interval, as in a block's ``metrics``: of the probabilities before their calibration."""
+    if not len(p):
+        return {"value": None, "low": None, "high": None}
+    value = float(m.ece(p.labels, p.probabilities))
+    drawn = replicate_metrics(p, ("ece",), resamples=resamples, seed=seed)
+    low, high = interval(drawn["ece"], cluster_codes(p.clusters)[1], inflated=value) if drawn else (None, None)
+    return {"value": value, "low": low, "high": high}
 
 
 def _number(value: Any) -> float | None:

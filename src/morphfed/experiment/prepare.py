@@ -16,18 +16,23 @@ from morphfed.core.files import read_json, sha256_file, write_json, writing
 from morphfed.core.progress import Reporter, silent
 from morphfed.data.cache import ImageStore, Picture
 from morphfed.data.manifest import Manifest
+from morphfed.data.ontology import load_ontology
 from morphfed.data.scale import SiteScale, crop_side
 from morphfed.experiment.assemble import column, draft_sites, label_and_split, site_scales
 from morphfed.training.dataset import ImageSet
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
     from morphfed.experiment.study import Study
 
 PREPARED = "prepared.parquet"
 DATA = "data.json"
 MANIFEST = "manifest.parquet"
+UNKNOWN = "unknown"
+"""Part of a site's images that show none of the study's classes; only with ``evaluation.unknown``."""
+NO_CLASS = -1
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Prepared:
         info: site → the ``data.sites`` block of results.json.
         notes: sentences that a user should see.
         split_notes: those of them that are about the split; each starts with its site's name.
+        unknown: site → images of none of the classes, labelled -1, and the type of each cell; only with
+            ``evaluation.unknown``, and only sites that hold some.
     """
 
     sets: dict[str, dict[str, ImageSet]]
@@ -47,6 +54,7 @@ class Prepared:
     info: dict[str, dict[str, Any]]
     notes: list[str]
     split_notes: list[str] = field(default_factory=list)
+    unknown: dict[str, tuple[ImageSet, NDArray[np.str_]]] = field(default_factory=dict)
 
 
 def prepare(
@@ -87,7 +95,9 @@ def _write_prepared(
     import pandas as pd
 
     frame = manifest.frame
-    frame = frame[frame["class"].notna()].reset_index(drop=True)
+    strange = _strange(frame, study)
+    frame = frame.assign(split=frame["split"].mask(strange, UNKNOWN))
+    frame = frame[frame["class"].notna() | strange].reset_index(drop=True)
     index = {name: i for i, name in enumerate(study.classes)}
     own = frame["um_per_px"].to_numpy(dtype=float)
     site_scale = frame["site"].map({s: scale.um_per_px for s, scale in scales.items()}).to_numpy(dtype=float)
@@ -100,7 +110,8 @@ def _write_prepared(
     clusters = [p if p is not None else i for p, i in zip(column(frame, "patient"), ids, strict=True)]
     prepared = frame[["path", "site", "split", "sha256", "source_label"]].copy()
     prepared["id"], prepared["cluster"] = ids, clusters
-    prepared["label"] = [index[name] for name in frame["class"]]
+    prepared["label"] = [NO_CLASS if name is None else index[name] for name in column(frame, "class")]
+    prepared["kind"] = frame["label"]
     prepared["crop_px"] = np.array([np.nan if crop is None else crop for crop in crops])
     prepared["key"] = pd.Series(keys, dtype=object)
     with writing(run / PREPARED) as temporary:
@@ -111,6 +122,16 @@ def _write_prepared(
     }
     said = {"notes": [*notes, *split_notes], "split_notes": split_notes}
     write_json(run / DATA, {"sites": info, **said, "prepared_sha256": sha256_file(run / PREPARED)})
+
+
+def _strange(frame: pd.DataFrame, study: Study) -> pd.Series[bool]:
+    """Rows of images that show a cell of none of the classes; all False unless the study asks for them."""
+    ontology = load_ontology()
+    found = [
+        study.evaluation.unknown and name is None and node is not None and ontology.is_outside(node, study.classes)
+        for name, node in zip(column(frame, "class"), column(frame, "label"), strict=True)
+    ]
+    return frame["class"].isna() & np.array(found, dtype=bool)
 
 
 def _image_ids(frame: pd.DataFrame) -> list[str]:
@@ -132,7 +153,8 @@ def _site_info(
     left_out: Counter[tuple[str, str]],
     scale: SiteScale,
 ) -> dict[str, Any]:
-    here = prepared[prepared["site"] == site]
+    strange = prepared[(prepared["site"] == site) & (prepared["split"] == UNKNOWN)]
+    here = prepared[(prepared["site"] == site) & (prepared["split"] != UNKNOWN)]
     counts = {
         name: {
             part: int(((here["label"] == i) & (here["split"] == part)).sum())
@@ -154,6 +176,7 @@ def _site_info(
         "left_out": [
             {"source_label": own, "n": n, "why": why} for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
         ],
+        **({"unknown": dict(Counter(strange["kind"]).most_common())} if study.evaluation.unknown else {}),
         "um_per_px": scale.um_per_px,
         "scale_from": scale.origin,
         "nucleus_px": scale.nucleus_px,
@@ -210,19 +233,23 @@ def load_prepared(
     sets = {site: _parts(frame, rows, store, site, len(study.classes)) for site in study.sites}
     refuse_untrainable(sets, study)
     units = {site: str(block["cluster_unit"]) for site, block in info.items()}
-    return Prepared(sets, units, info, notes, list(saved.get("split_notes", ())))
+    split_notes = list(saved.get("split_notes", ()))
+    return Prepared(sets, units, info, notes, split_notes, _unknown(frame, rows, store, study))
 
 
 def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], failed: Mapping[str, str]) -> None:
     for site, rows in lost.groupby("site"):
         block = info[str(site)]
+        for kind in rows.loc[rows["split"] == UNKNOWN, "kind"]:
+            block["unknown"][kind] -= 1
+        block["unreadable"] = sorted(Path(p).name for p in rows["path"])
+        rows = rows[rows["split"] != UNKNOWN]
         block["n"] -= len(rows)
         for label, split in zip(rows["label"], rows["split"], strict=True):
             name = list(block["classes"])[int(label)]
             block["classes"][name][split] -= 1
         for label, n in Counter(rows["source_label"]).items():
             block["left_out"].append({"source_label": label, "n": n, "why": "the file cannot be read"})
-        block["unreadable"] = sorted(Path(p).name for p in rows["path"])
 
 
 def _parts(
@@ -231,16 +258,32 @@ def _parts(
     parts = {}
     for split in ("train", "validation", "test"):
         here = ((frame["site"] == site) & (frame["split"] == split)).to_numpy()
-        part = frame[here]
-        parts[split] = ImageSet(
-            store=store,
-            rows=rows[here],
-            labels=part["label"].to_numpy(dtype=np.int64),
-            classes=classes,
-            ids=part["id"].to_numpy(dtype=object),
-            clusters=part["cluster"].to_numpy(dtype=object),
-        )
+        parts[split] = _image_set(frame[here], rows[here], store, classes)
     return parts
+
+
+def _unknown(
+    frame: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, study: Study
+) -> dict[str, tuple[ImageSet, NDArray[np.str_]]]:
+    found = {}
+    for site in study.sites if study.evaluation.unknown else ():
+        here = ((frame["site"] == site) & (frame["split"] == UNKNOWN)).to_numpy()
+        if here.any():
+            part = frame[here]
+            images = _image_set(part, rows[here], store, len(study.classes))
+            found[site] = (images, part["kind"].to_numpy().astype(str))
+    return found
+
+
+def _image_set(part: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, classes: int) -> ImageSet:
+    return ImageSet(
+        store=store,
+        rows=rows,
+        labels=part["label"].to_numpy(dtype=np.int64),
+        classes=classes,
+        ids=part["id"].to_numpy(dtype=object),
+        clusters=part["cluster"].to_numpy(dtype=object),
+    )
 
 
 def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study) -> None:

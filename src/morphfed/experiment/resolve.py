@@ -16,6 +16,9 @@ FREE = ("seeds", "arms", "evaluation", "name", "model", "train", "federation")
 """Keys that may change from one call to the next in the same run folder: seeds and arms may be added, the judging
 changed. ``model``, ``train`` and ``federation`` count through each arm's own copy."""
 
+DECIDING = ("use", "views", "calibrate", "adapt", "unknown")
+"""Keys of ``evaluation`` that decide what a unit predicts; the others only judge what it predicted."""
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -48,7 +51,8 @@ class Resolved:
     def of_arm(self, name: str) -> dict[str, Any]:
         """All that decides what the units of one arm compute: not the other arms, other seeds, or the judging."""
         settings = {key: value for key, value in self.as_dict().items() if key not in FREE}
-        return {**settings, "arm": self.arms[name].as_dict(), "use": self.study.evaluation.use}
+        deciding = self.study.evaluation.model_dump(mode="json", include=set(DECIDING))
+        return {**settings, "arm": self.arms[name].as_dict(), "evaluation": deciding}
 
     def measured(self) -> Resolved:
         """Replace ``precision = "auto"`` in every arm by what is faster on this machine."""
@@ -148,7 +152,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     for name in before["arms"]:
         if name in now["arms"]:
             found += differences(before["arms"][name], now["arms"][name], f"arms.{name}")
-    found += differences(before["evaluation"]["use"], now["evaluation"]["use"], "evaluation.use")
+    for key in DECIDING:
+        found += differences(before["evaluation"].get(key), now["evaluation"].get(key), f"evaluation.{key}")
     return found
 
 

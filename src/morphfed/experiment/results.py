@@ -22,15 +22,17 @@ from morphfed.evaluation.compare import (
     summarise,
 )
 from morphfed.evaluation.predictions import Predictions, read_predictions
-from morphfed.evaluation.site import Role, evaluate_site
+from morphfed.evaluation.site import Role, adaptation, calibration_error, evaluate_site
+from morphfed.evaluation.unknown import judge_strangers, read_strangers
 from morphfed.experiment.environment import describe
-from morphfed.experiment.train_unit import is_done, read_unit
+from morphfed.experiment.train_unit import ADAPTED, STRANGERS, is_done, read_unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.resolve import Resolved
+    from morphfed.experiment.study import Study
     from morphfed.experiment.units import Unit
     from morphfed.training.dataset import ImageSet
 
@@ -62,11 +64,14 @@ def build_results(
     entries, predicted = [], []
     for number, unit in enumerate(done):
         report(Event("evaluate", number, len(done), f"judging {unit.key}"))
-        found = read_predictions(unit.folder(run) / "predictions.parquet")
+        raw = read_predictions(unit.folder(run) / "predictions.parquet")
         if unit.shared:
-            found = {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in found.items()}
+            raw = {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in raw.items()}
         entry = read_unit(unit, run)
+        temperature = entry.get("calibration", {}).get("temperature", 1.0)
+        found = {site: p.tempered(temperature) for site, p in raw.items()}
         entry["sites"] = _judge(unit, found, roles, prepared, resolved)
+        _judge_options(entry, unit, raw, found, roles, run, study)
         entries.append(entry)
         predicted.append(
             UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
@@ -132,6 +137,47 @@ def _judge(
             _add_images(block["errors"], prepared.sets[site]["test"])
         judged[site] = block
     return judged
+
+
+def _judge_options(
+    entry: Mapping[str, Any],
+    unit: Unit,
+    raw: Mapping[str, Predictions],
+    found: Mapping[str, Predictions],
+    roles: Mapping[str, Role],
+    run: Path,
+    study: Study,
+) -> None:
+    """Add to the sites' blocks what only some studies ask for: before calibration, after adaptation, unknown cells.
+
+    Args:
+        raw: as the model said it.
+        found: the same at the unit's temperature.
+    """
+    resamples, sites = study.evaluation.resamples, entry["sites"]
+    temperature = entry.get("calibration", {}).get("temperature", 1.0)
+    if "calibration" in entry:
+        for site, p in raw.items():
+            sites[site]["uncalibrated"] = {"ece": calibration_error(p, resamples=resamples)}
+    how = study.evaluation.adapt
+    for site, p in _adapted(unit, run, roles).items():
+        adapted = p.tempered(temperature)
+        sites[site]["adapted"] = adaptation(found[site], adapted, how=how, metric=PRIMARY, resamples=resamples)
+    if "rejection" in entry:
+        strangers = read_strangers(unit.folder(run) / STRANGERS)
+        for site, known in found.items():
+            met = strangers[site].tempered(temperature) if site in strangers else None
+            threshold = entry["rejection"]["threshold"]
+            sites[site]["unknown"] = judge_strangers(known, met, threshold, resamples=resamples)
+
+
+def _adapted(unit: Unit, run: Path, roles: Mapping[str, Role]) -> dict[str, Predictions]:
+    """Predictions of the model adapted to each held-out site; none where nothing was adapted."""
+    path = unit.folder(run) / ADAPTED
+    if not path.is_file():
+        return {}
+    # A local model that folds share was adapted to every other site; in this fold only some are held out.
+    return {site: p for site, p in read_predictions(path).items() if roles[site] == "held_out"}
 
 
 def _add_images(errors: Sequence[dict[str, Any]], data: ImageSet) -> None:

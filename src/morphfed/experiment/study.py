@@ -60,6 +60,21 @@ class EvaluationConfig(Config):
     images: bool = Field(True, description="show sample images and mistakes in the report")
     views: Literal[1, 8] = Field(1, description="8: test predictions are means over turned and mirrored copies")
     use: Literal["best", "last"] = Field("best", description="which round's model is tested")
+    calibrate: Literal["none", "temperature"] = Field(
+        "none",
+        description="temperature: one number that scales a model's confidence, fitted over the validation parts of its "
+        "training sites without moving images",
+    )
+    adapt: Literal["none", "norms"] = Field(
+        "none",
+        description="norms: held-out sites are also judged with batch norms whose running statistics were re-estimated "
+        "on their own unlabelled test images; reported beside the plain scores, as adaptation",
+    )
+    unknown: bool = Field(
+        False,
+        description="also judge cells of none of the classes (left out for their label): is a model less sure of them, "
+        "and how many does a threshold stop that accepts 95 % of the validation images",
+    )
 
 
 class ComputeConfig(Config):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +18,20 @@ from morphfed.core.seeding import derive
 from morphfed.core.types import Spec, Tensors
 from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.predictions import Predictions, write_predictions
+from morphfed.evaluation.unknown import Strangers, write_strangers
 from morphfed.experiment.units import POOLED, Unit
+from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
+from morphfed.federation.reject import choose_threshold
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
+from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
 from morphfed.models.backbone import Backbone, build
 from morphfed.models.layout import Layout
-from morphfed.privacy.egress import Declaration, EgressGate
+from morphfed.models.norm import batch_norms
+from morphfed.privacy.egress import Declaration, EgressGate, Statistic
 from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.trainer import Trainer
 
@@ -38,6 +45,9 @@ if TYPE_CHECKING:
     from morphfed.experiment.study import Arm, Study
 
 DONE = "unit.json"
+ADAPTED = "adapted.parquet"
+STRANGERS = "unknown.parquet"
+_NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
 
 
 def is_done(unit: Unit, run: Path) -> bool:
@@ -83,14 +93,16 @@ def train_unit(
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
     initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
-    sites = _sites(unit, arm, prepared, trainer, workspace, uploads, folder)
+    sites = _sites(unit, study, arm, prepared, trainer, workspace, uploads, folder)
+    transport = InProcess(sites, report=report, task=unit.key)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(
         arm.federation,
         coordinator=arm.algorithm.coordinator(arm.config, {k: initial[k] for k in workspace.travels}, layout),
-        transport=InProcess(sites, report=report, task=unit.key),
+        transport=transport,
         store=store,
         expected=uploads,
+        share_counts=arm.train.loss.prior == "federation",
         moves=unit.moves,
         report=report,
         task=unit.key,
@@ -101,13 +113,20 @@ def train_unit(
     chosen = (
         (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
     )
-    found = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
+    found, strangers, adapted = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
     write_predictions(folder / "predictions.parquet", found)
-    _finish(unit, study, arm, outcome, model, layout, folder)
+    if adapted:
+        write_predictions(folder / ADAPTED, adapted)
+    if study.evaluation.unknown:
+        write_strangers(folder / STRANGERS, strangers, study.classes)
+    transport.load_site_states(chosen[1])
+    settled = _settle(unit, study, transport, outcome, chosen[0])
+    _finish(unit, study, arm, outcome, model, layout, folder, settled)
 
 
 def _sites(
     unit: Unit,
+    study: Study,
     arm: Arm,
     prepared: Prepared,
     trainer: Trainer,
@@ -120,6 +139,7 @@ def _sites(
         UPLOAD_METRICS | arm.algorithm.numbers,
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
         VALIDATION_METRICS,
+        _statistics(study, arm),
     )
     keep = arm.train.optimizer_state == "keep" or (arm.train.optimizer_state == "auto" and not unit.moves)
 
@@ -142,6 +162,13 @@ def _sites(
         joined = pool([parts["train"] for parts in sets.values()])
         return [site(POOLED, joined, {name: parts["validation"] for name, parts in sets.items()})]
     return [site(name, parts["train"], {name: parts["validation"]}) for name, parts in sets.items()]
+
+
+def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
+    """Sums that may leave a site outside the rounds: none unless the study asks for what they are needed for."""
+    counts = class_counts(len(study.classes)) if arm.train.loss.prior == "federation" else {}
+    losses = temperature_losses() if study.evaluation.calibrate == "temperature" else {}
+    return counts | losses | (confidence_counts() if study.evaluation.unknown else {})
 
 
 def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
@@ -201,8 +228,10 @@ def _predict(
     workspace: Workspace,
     model: Tensors,
     sites: dict[str, Tensors],
-) -> dict[str, Predictions]:
-    found = {}
+) -> tuple[dict[str, Predictions], dict[str, Strangers], dict[str, Predictions]]:
+    """What the model says of each site's test images; of cells of none of the classes; and of the former, adapted."""
+    found, strangers, adapted = {}, {}, {}
+    views = study.evaluation.views
     half = arm.algorithm.site(arm.config)
     for name in study.sites:
         data = prepared.sets[name]["test"]
@@ -215,11 +244,36 @@ def _predict(
             classes=study.classes,
             ids=data.ids.astype(str),
             labels=data.labels,
-            probabilities=trainer.predict(workspace.model, data, views=study.evaluation.views),
+            probabilities=trainer.predict(workspace.model, data, views=views),
             clusters=data.clusters.astype(str),
             cluster_unit="patient" if prepared.cluster_units[name] == "patient" else "image",
         )
-    return found
+        if name in prepared.unknown:
+            images, kinds = prepared.unknown[name]
+            probabilities = trainer.predict(workspace.model, images, views=views)
+            strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
+        if name in study.held_out and _adapts(study, arm, workspace):
+            with _restored(workspace):
+                trainer.restimate_norms(workspace.model, data)
+                again = trainer.predict(workspace.model, data, views=views)
+            adapted[name] = replace(found[name], probabilities=again)
+    return found, strangers, adapted
+
+
+def _adapts(study: Study, arm: Arm, workspace: Workspace) -> bool:
+    """Whether batch norms are re-estimated; site-local ones are at every newcomer, with or without being asked."""
+    asked = study.evaluation.adapt == "norms" and arm.model.norm != "local"
+    return asked and any(True for _ in batch_norms(workspace.model))
+
+
+@contextmanager
+def _restored(workspace: Workspace) -> Iterator[None]:
+    """Give the network back as it was: statistics of layers that are not trained are in nobody's tensors."""
+    before = {name: tensor.clone() for name, tensor in workspace.model.state_dict().items()}
+    try:
+        yield
+    finally:
+        workspace.model.load_state_dict(before)
 
 
 def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: SiteHalf, state: Tensors | None) -> None:
@@ -232,13 +286,54 @@ def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: Site
         trainer.restimate_norms(workspace.model, data)
 
 
+def _settle(
+    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors
+) -> tuple[dict[str, Any], list[str]]:
+    """What the training sites still have to say of the finished model: its temperature, and its threshold.
+
+    Returns:
+        What ``unit.json`` says of them, and warnings; what they moved is added to the outcome's traffic.
+    """
+    entry: dict[str, Any] = {}
+    warnings = []
+    progress, temperature = outcome.progress, 1.0
+    how: dict[str, Any] = {"rounds": progress.round, "views": study.evaluation.views}
+
+    def moved(up: int, down: int) -> None:
+        progress.bytes_up += up if unit.moves else 0
+        progress.bytes_down += down if unit.moves else 0
+
+    if study.evaluation.calibrate == "temperature":
+        fitted = fit_temperature(transport, model, **how)
+        moved(fitted.bytes_up, fitted.bytes_down)
+        temperature = fitted.temperature
+        told = ("temperature", "images", "loss_before", "loss_after")
+        entry["calibration"] = {key: getattr(fitted, key) for key in told}
+        warnings += [f"probabilities are not calibrated: {fitted.note}"] if fitted.note else []
+    if study.evaluation.unknown:
+        chosen = choose_threshold(transport, model, temperature=temperature, **how)
+        moved(chosen.bytes_up, chosen.bytes_down)
+        entry["rejection"] = {key: getattr(chosen, key) for key in ("threshold", "accepted", "images")}
+    return entry, warnings
+
+
 def _finish(
-    unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.nn.Module, layout: Layout, folder: Path
+    unit: Unit,
+    study: Study,
+    arm: Arm,
+    outcome: Outcome,
+    model: torch.nn.Module,
+    layout: Layout,
+    folder: Path,
+    settled: tuple[dict[str, Any], list[str]],
 ) -> None:
     progress = outcome.progress
-    warnings = list(progress.warnings)
+    told, said = settled
+    warnings = [*progress.warnings, *said]
     if unit.moves and (note := arm.algorithm.note(arm.config, len(unit.trained_on))):
         warnings.append(note)
+    if study.held_out and study.evaluation.adapt == "norms" and not any(True for _ in batch_norms(model)):
+        warnings.append("nothing was adapted at held-out sites: the network has no batch norm")
     if unit.moves and study.held_out:
         warnings += _about_newcomers(arm, layout)
     entry = {
@@ -252,7 +347,8 @@ def _finish(
         "selected": study.evaluation.use,
         "parameters": sum(p.numel() for p in model.parameters()),
         "models": {name: sha256_file(folder / f"{name}.safetensors") for name in ("best", "last")},
-        **{k: v for k, v in asdict(progress).items() if k not in {"round", "best_round", "best_score", "warnings"}},
+        **{k: v for k, v in asdict(progress).items() if k not in _NOT_TOLD and v is not None},
+        **told,
         "warnings": warnings,
     }
     write_json(folder / DONE, entry)

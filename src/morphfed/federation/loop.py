@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from morphfed.core.config import Config
@@ -14,8 +15,9 @@ from morphfed.core.errors import FederationError, UploadRejectedError
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Spec, Tensors, Upload, nbytes
 from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.statistics import summed_counts
 from morphfed.federation.validate import check_upload
-from morphfed.privacy.egress import upload_bytes
+from morphfed.privacy.egress import NUMBER_BYTES, upload_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,6 +51,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    class_counts: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class RoundLoop:
         transport: reaches the sites.
         store: checkpoints; None keeps none (benchmarks).
         expected: what an upload must hold; None: the same as the site's download.
+        share_counts: whether the sites send their class counts before round 1 and use the sum.
         moves: whether models really cross a site's border (not in the local and centralised arms); only then bytes
             are counted.
         report: progress.
@@ -92,13 +96,14 @@ class RoundLoop:
         transport: Transport,
         store: CheckpointStore | None,
         expected: Mapping[str, Spec] | None = None,
+        share_counts: bool = False,
         moves: bool = True,
         report: Reporter = silent,
         task: str = "rounds",
     ) -> None:
         self._config, self._coordinator, self._transport = config, coordinator, transport
         self._store, self._moves, self._report, self._task = store, moves, report, task
-        self._expected = expected
+        self._expected, self._share_counts = expected, share_counts
         self._progress = Progress()
         self._best: Tensors = {}
         self._best_sites: dict[str, Tensors] = {}
@@ -111,6 +116,8 @@ class RoundLoop:
             StorageError: a checkpoint could not be written; earlier ones stay valid.
         """
         self._resume()
+        if self._share_counts:
+            self._exchange_counts()
         while self._progress.round < self._config.rounds:
             self._round(self._progress.round + 1)
         if self._progress.best_round == 0:  # no validation images anywhere
@@ -118,6 +125,17 @@ class RoundLoop:
             self._best, self._best_sites = self._snapshot()
         last, last_sites = self._snapshot()
         return Outcome(last, self._best, last_sites, self._best_sites, self._progress)
+
+    def _exchange_counts(self) -> None:
+        """Sum the sites' class counts once; a resumed run has them from its checkpoint, and asks nobody again."""
+        if self._progress.class_counts is None:
+            found = self._transport.class_counts()
+            self._progress.class_counts = summed_counts(found).tolist()
+            if self._moves:
+                moved = NUMBER_BYTES * sum(len(counts) for counts in found.values())
+                self._progress.bytes_up += moved
+                self._progress.bytes_down += moved  # the sum goes back to every site
+        self._transport.use_class_counts(np.array(self._progress.class_counts, dtype=np.int64))
 
     def _round(self, number: int) -> None:
         started = time.perf_counter()

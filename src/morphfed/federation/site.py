@@ -7,18 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
 from morphfed.algorithms.base import SiteHalf, SiteWork
 from morphfed.core.types import Tensors, Upload
+from morphfed.federation.statistics import CLASS_COUNTS, SUMS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
+from morphfed.tasks.temperature import tempered
 from morphfed.training.optimise import export_state, import_state, make_optimizer
-from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport, Trainer
+from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport, Trainer, Views
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from morphfed.training.dataset import ImageSet
@@ -109,6 +111,21 @@ class Site:
         self._local: Tensors = dict(workspace.fresh)
         self._optimizer_states: dict[str, Tensors] = {}
         self._private: Tensors = {}
+        self._class_counts: NDArray[np.int64] | None = None
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """Training images of each class, int64 ``(C,)``, through the gate.
+
+        Raises:
+            PrivacyError: the study does not declare that counts leave.
+        """
+        counts = self._train.class_counts
+        self._gate.release_statistic(CLASS_COUNTS, counts, round_number=0)
+        return counts
+
+    def use_class_counts(self, counts: NDArray[np.int64]) -> None:
+        """Take the federation's counts ``(C,)`` in place of the site's own for the loss."""
+        self._class_counts = counts
 
     def train(self, round_number: int, rounds: int, download: Tensors) -> Upload:
         """Answer one round.
@@ -150,6 +167,7 @@ class Site:
                     extra_loss=extra_loss,
                     epochs=epochs,
                     slot=slot,
+                    class_counts=self._class_counts,
                 )
             if self._keep_optimizer:
                 self._optimizer_states[slot] = {k: v.clone() for k, v in export_state(optimizer).items()}
@@ -163,7 +181,7 @@ class Site:
             travels=self._workspace.travels,
             epochs=self._trainer.config.local_epochs,
             fit=fit,
-            loss=lambda: self._trainer.loss(model, self._train),
+            loss=lambda: self._trainer.loss(model, self._train, self._class_counts),
             load=self._workspace.load,
             state=self._private,
         )
@@ -190,6 +208,39 @@ class Site:
                 found[name] = self._measure(data.labels, self._trainer.predict(self._workspace.model, data))
         self._gate.release_validation(round_number, found)
         return found
+
+    def validation_sums(
+        self,
+        statistic: str,
+        round_number: int,
+        download: Tensors,
+        at: NDArray[np.float64],
+        *,
+        temperature: float,
+        views: Views,
+    ) -> NDArray[np.float64]:
+        """A declared row of sums over the validation images at each point ``(G,)``, then their number: ``(G + 1,)``.
+
+        Args:
+            statistic: one of :data:`morphfed.federation.statistics.SUMS`.
+            round_number: rounds that are over.
+            download: travelling tensors of the model, which is judged as this site would use it.
+            at: temperatures or thresholds ``(G,)``.
+            temperature: that the probabilities are brought to before.
+            views: as in the prediction that is prepared.
+
+        Raises:
+            PrivacyError: the study does not declare that these sums leave.
+        """
+        self.load_model(download)
+        sums = np.zeros(len(at) + 1)
+        for data in self._validation.values():
+            if len(data):
+                probabilities = self._trainer.predict(self._workspace.model, data, views=views)
+                sums[:-1] += SUMS[statistic](data.labels, tempered(probabilities, temperature), at)
+                sums[-1] += len(data)
+        self._gate.release_statistic(statistic, sums, round_number=round_number)
+        return sums
 
     def state(self) -> Tensors:
         """Private tensors by kind: ``local/…``, ``optimizer/…``, ``algorithm/…``."""

@@ -9,12 +9,32 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from morphfed.core.errors import PrivacyError
 from morphfed.core.files import storage_error
 from morphfed.core.types import Spec, Tensors, Upload, nbytes
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NUMBER_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A row of sums or counts over a site's images that may leave it outside the rounds.
+
+    Attributes:
+        length: how many numbers.
+        purpose: what the coordinator does with their sum over the sites.
+    """
+
+    length: int
+    purpose: str
 
 
 @dataclass(frozen=True)
@@ -26,12 +46,14 @@ class Declaration:
         metrics: names of the numbers (counts and means) that may go with them.
         purpose: why, in the words of the study's algorithm.
         validation: names of the means that may leave after a round's validation.
+        statistics: rows of sums that may leave outside the rounds, by name.
     """
 
     tensors: Mapping[str, Spec]
     metrics: frozenset[str]
     purpose: str
     validation: frozenset[str] = frozenset()
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
 
 
 class EgressGate:
@@ -82,11 +104,42 @@ class EgressGate:
                 "round": round_number,
                 "site": self._site,
                 "tensors": 0,
-                "bytes": 8 * len(numbers),
+                "bytes": NUMBER_BYTES * len(numbers),
                 "metrics": _finite(numbers),
                 "purpose": "validation: choosing the best round",
             }
         )
+
+    def release_statistic(
+        self, name: str, values: NDArray[np.int64] | NDArray[np.float64], *, round_number: int
+    ) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Return ``values`` ``(length,)`` unchanged if such a row is declared; the ledger holds the numbers themselves.
+
+        Args:
+            name: of the declared statistic.
+            values: sums or counts over images.
+            round_number: the rounds that were over by then; 0: before training.
+
+        Raises:
+            PrivacyError: an undeclared name, or another shape; nothing has left.
+        """
+        declared = self._declaration.statistics.get(name)
+        if declared is None:
+            raise self._refusal(f"statistic '{name}'")
+        if values.shape != (declared.length,):
+            raise self._refusal(f"statistic '{name}' of shape {values.shape} where ({declared.length},) is declared")
+        self._write(
+            {
+                "round": round_number,
+                "site": self._site,
+                "statistic": name,
+                "tensors": 1,
+                "bytes": NUMBER_BYTES * len(values),
+                "values": [v if math.isfinite(v) else None for v in values.tolist()],
+                "purpose": declared.purpose,
+            }
+        )
+        return values
 
     def _refusal(self, what: str) -> PrivacyError:
         return PrivacyError(
@@ -122,4 +175,4 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
 
 def upload_bytes(tensors: Tensors, metrics: Mapping[str, float]) -> int:
     """Bytes of an upload's content: tensors as they are, eight for each number and for the weight."""
-    return nbytes(tensors) + 8 * (len(metrics) + 1)
+    return nbytes(tensors) + NUMBER_BYTES * (len(metrics) + 1)

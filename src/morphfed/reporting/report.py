@@ -66,6 +66,7 @@ def words(results: Results) -> Summary:
 def build(results: Results) -> list[Section]:
     """All sections in reading order, with their tables and figures numbered."""
     from morphfed.reporting.sections import (
+        adaptation,
         certainty,
         classes,
         cost,
@@ -76,6 +77,7 @@ def build(results: Results) -> list[Section]:
         methods,
         mistakes,
         outcome,
+        unknown,
     )
 
     page = Page(results)
@@ -96,7 +98,9 @@ def build(results: Results) -> list[Section]:
         outcome.cross_site,
         classes.classes,
         certainty.certainty,
+        unknown.unknown,
         classes.masked,
+        adaptation.adaptation,
         data.data,
         mistakes.mistakes,
         cost.cost,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from morphfed.core.config import Config
 
@@ -18,14 +18,30 @@ LossKind = Literal["cross_entropy", "focal", "class_balanced", "logit_adjusted"]
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
+COUNTING: tuple[LossKind, ...] = ("class_balanced", "logit_adjusted")
+"""Losses that depend on how often each class occurs."""
+
+
 class LossConfig(Config):
-    """Which loss a site minimises. Class counts are those of the site's own training part."""
+    """Which loss a site minimises. Class counts are those of the site's own training part, or summed over the sites."""
 
     kind: LossKind = Field("cross_entropy", description="cross_entropy, focal, class_balanced or logit_adjusted")
     gamma: float = Field(2.0, ge=0, description="γ of the focal loss (Lin et al. 2017)")
     beta: float = Field(0.99, ge=0, lt=1, description="β of the effective number of samples (Cui et al. 2019)")
     tau: float = Field(1.0, ge=0, description="τ of the logit adjustment (Menon et al. 2021)")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    prior: Literal["site", "federation"] = Field(
+        "site",
+        description="whose class counts class_balanced and logit_adjusted use; federation: each training site sends "
+        "its counts once, before round 1, and uses their sum",
+    )
+
+    @model_validator(mode="after")
+    def _counts_for_a_reason(self) -> LossConfig:
+        # Counts of rare classes say something about a hospital's patients: they must not leave for nothing.
+        if self.prior == "federation" and self.kind not in COUNTING:
+            raise ValueError(f"prior = 'federation' needs kind = {' or '.join(COUNTING)}; {self.kind} uses no counts")
+        return self
 
 
 def make_loss(config: LossConfig, class_counts: Tensor) -> Loss:
@@ -33,7 +49,8 @@ def make_loss(config: LossConfig, class_counts: Tensor) -> Loss:
 
     Args:
         config: which.
-        class_counts: integer ``(C,)``, training images of each class; zeros are allowed.
+        class_counts: integer ``(C,)``, training images of each class, at the site or at all sites (``config.prior``);
+            zeros are allowed.
 
     Returns:
         Function of logits ``(N, C)`` and labels ``(N,)`` that returns the mean loss, a scalar.

@@ -15,7 +15,7 @@ from morphfed.core.errors import TrainingError
 from morphfed.core.seeding import derive, numpy_stream, torch_stream
 from morphfed.data.augment import Augment
 from morphfed.models.norm import frozen_norms
-from morphfed.tasks.classification import make_loss
+from morphfed.tasks.classification import Loss, make_loss
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet
 from morphfed.training.optimise import learning_rate
@@ -110,6 +110,7 @@ class Trainer:
         extra_loss: ExtraLoss | None = None,
         epochs: int | None = None,
         slot: str = "model",
+        class_counts: NDArray[np.int64] | None = None,
     ) -> FitReport:
         """Train for ``local_epochs`` passes; parameters without ``requires_grad`` stay, and so do their norms.
 
@@ -124,12 +125,13 @@ class Trainer:
             extra_loss: an algorithm's further term.
             epochs: passes, in place of ``local_epochs``.
             slot: one of several trainings of a site in the same round; each has random streams of its own.
+            class_counts: int64 ``(C,)`` for the loss; None: those of ``data``.
 
         Raises:
             TrainingError: the loss is not finite; names site, round and step.
         """
         config = self.config
-        criterion = make_loss(config.loss, torch.from_numpy(data.class_counts))
+        criterion = self._criterion(data, class_counts)
         batches = -(-len(data) // config.batch_size)
         passes = config.local_epochs if epochs is None else epochs
         total_steps = rounds * passes * batches
@@ -218,10 +220,21 @@ class Trainer:
             out[where] = (total / views).cpu().numpy()
         return out
 
-    def loss(self, model: nn.Module, data: ImageSet) -> float:
-        """Mean training loss of ``model`` over ``data``, without augmentation and in evaluation mode."""
+    def _criterion(self, data: ImageSet, class_counts: NDArray[np.int64] | None) -> Loss:
+        return make_loss(
+            self.config.loss, torch.from_numpy(data.class_counts if class_counts is None else class_counts)
+        )
+
+    def loss(self, model: nn.Module, data: ImageSet, class_counts: NDArray[np.int64] | None = None) -> float:
+        """Mean training loss of ``model`` over ``data``, without augmentation and in evaluation mode.
+
+        Args:
+            model: put into evaluation mode.
+            data: the site's training part.
+            class_counts: as in :meth:`fit`.
+        """
         probabilities = torch.from_numpy(self.predict(model, data))
-        criterion = make_loss(self.config.loss, torch.from_numpy(data.class_counts))
+        criterion = self._criterion(data, class_counts)
         # Every loss here is one of logits up to a constant per image, and log p is such a logit.
         labels = torch.tensor(data.labels)  # a copy: the array may be read-only, which tensors cannot be
         return float(criterion(probabilities.clamp(min=1e-12).log(), labels))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from morphfed.core.types import Failure, Tensors, Upload
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Metrics = dict[str, float]
 
@@ -24,6 +28,27 @@ class Transport(Protocol):
 
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
         """Validation metrics by site, computed where the images are; sites without validation images are absent."""
+        ...
+
+    def class_counts(self) -> dict[str, NDArray[np.int64]]:
+        """Training images of each class ``(C,)`` by site."""
+        ...
+
+    def use_class_counts(self, counts: NDArray[np.int64]) -> None:
+        """Have every site use these counts ``(C,)`` in its loss."""
+        ...
+
+    def validation_sums(
+        self,
+        statistic: str,
+        round_number: int,
+        downloads: Mapping[str, Tensors],
+        at: NDArray[np.float64],
+        *,
+        temperature: float = 1.0,
+        views: Literal[1, 8] = 1,
+    ) -> dict[str, NDArray[np.float64]]:
+        """By site, sums over its validation images at each point ``(G,)``, then the number of images: ``(G + 1,)``."""
         ...
 
     def site_states(self) -> dict[str, Tensors]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from morphfed.core.errors import TrainingError
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Tensors, Upload
 from morphfed.federation.site import Site
 from morphfed.federation.transports.base import Metrics
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class InProcess:
@@ -49,6 +54,33 @@ class InProcess:
         for name, download in downloads.items():
             found |= self._sites[name].evaluate(round_number, download)
         return found
+
+    def class_counts(self) -> dict[str, NDArray[np.int64]]:
+        """Training images of each class by site, through each site's gate."""
+        return {name: site.class_counts() for name, site in self._sites.items()}
+
+    def use_class_counts(self, counts: NDArray[np.int64]) -> None:
+        """Hand the summed counts to every site."""
+        for site in self._sites.values():
+            site.use_class_counts(counts)
+
+    def validation_sums(
+        self,
+        statistic: str,
+        round_number: int,
+        downloads: Mapping[str, Tensors],
+        at: NDArray[np.float64],
+        *,
+        temperature: float = 1.0,
+        views: Literal[1, 8] = 1,
+    ) -> dict[str, NDArray[np.float64]]:
+        """Each site's sums, through its gate."""
+        return {
+            name: self._sites[name].validation_sums(
+                statistic, round_number, download, at, temperature=temperature, views=views
+            )
+            for name, download in downloads.items()
+        }
 
     def site_states(self) -> dict[str, Tensors]:
         """Private state of each site."""

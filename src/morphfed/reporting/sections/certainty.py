@@ -8,9 +8,9 @@ from statistics import fmean
 
 from morphfed.reporting.blocks import Cell, Details, Figure, Page, Section, Table, Text
 from morphfed.reporting.figures import Series, lines
-from morphfed.reporting.results import Model, Results
+from morphfed.reporting.results import Model, Results, over_seeds
 from morphfed.reporting.sections.outcome import number_cell
-from morphfed.reporting.text import capital, count, finite, metric_name, score
+from morphfed.reporting.text import MISSING, capital, count, finite, metric_name, score
 
 SCANT = 10
 """Predictions in a bin below which it is not drawn: its accuracy would be noise."""
@@ -27,6 +27,8 @@ def certainty(page: Page) -> Section:
     legend = page.legend(list(dict.fromkeys(shown)))
     if reliability := _reliability_panels(page):
         section.blocks.append(Figure("reliability", _reliability_caption(r), reliability, legend))
+    if temperature := _temperature(r):
+        section.blocks.append(temperature)
     if risk := _risk_panels(page):
         caption = (
             "Risk and coverage: share of wrong predictions when a model answers only the images that it is surest "
@@ -159,3 +161,37 @@ def _table(r: Results, metric: str) -> Table | None:
             "lie above its value."
         )
     return Table(metric, f"{capital(metric_name(metric))} with 95 % intervals; lower is better.", head, rows, note)
+
+
+def _temperature(r: Results) -> Table | None:
+    """The fitted temperature of every model, and the ECE before and after it at every site."""
+    rows = []
+    for m in (*(a for a in r.arms if a.kind != "own"), *r.singles):
+        found = [u["calibration"] for u in r.units_of(m) if u.get("calibration")]
+        temperatures = [float(c["temperature"]) for c in found]
+        if not temperatures:
+            continue
+        spread = f"{score(min(temperatures), 2)} to {score(max(temperatures), 2)}" if len(temperatures) > 1 else ""
+        images = sorted({int(c["images"]) for c in found})
+        cells = [Cell(m.title), Cell(score(fmean(temperatures), 2), spread), Cell(count(images[0]))]
+        rows.append([*cells, *(_before_and_after(r, m, s) for s in r.all_sites)])
+    if not rows:
+        return None
+    caption = (
+        "Temperature of every model, fitted over the validation images of its training sites, and the calibration "
+        "error before and after it. Every probability of this report is the one after."
+    )
+    note = (
+        "Above 1 a model was too sure of itself and is softened; 1.00 may also mean that none could be fitted (see the "
+        "warnings of training). Below it: the range over seeds. No image moved for it, and nothing of a held-out site "
+        "went into it. The predicted class stays the same."
+    )
+    head = [Cell("Model"), Cell("Temperature"), Cell("Fitted on (images)"), *(Cell(_name(r, s)) for s in r.all_sites)]
+    return Table("temperature", caption, head, rows, note)
+
+
+def _before_and_after(r: Results, model: Model, site: str) -> Cell:
+    tests = r.tests_of(model, site)
+    before = over_seeds((t.get("uncalibrated") or {}).get("ece") for t in tests)
+    after = over_seeds((t.get("metrics") or {}).get("ece") for t in tests)
+    return Cell(f"{score(before.value)} → {score(after.value)}" if before.known else MISSING)

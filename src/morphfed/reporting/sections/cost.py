@@ -9,7 +9,7 @@ from typing import Any
 
 from morphfed.reporting.blocks import Block, Bullets, Cell, Details, Page, Section, Table, Text
 from morphfed.reporting.results import Model, Results
-from morphfed.reporting.text import MISSING, count, counted, duration, finite, listed, megabytes, score
+from morphfed.reporting.text import MISSING, count, counted, duration, finite, listed, megabytes, plain, score
 
 EQUAL = 1.05
 """Passes over the training images of two arms count as equal up to this ratio."""
@@ -34,6 +34,8 @@ def cost(page: Page) -> Section:
     r = page.results
     section = Section("cost", "What it cost, and what moved")
     section.blocks += [Text(_budget_sentence(r)), _table(r)]
+    if shared := _shared_counts(r):
+        section.blocks.append(Text(shared))
     section.blocks += _events(r)
     return section
 
@@ -91,6 +93,24 @@ def _budget_sentence(r: Results) -> str:
         f"The budgets differ: {most} went over each training image {score(passes[most], 1)} times, {least} "
         f"{score(passes[least], 1)} times. A difference between these arms may come from that."
     )
+
+
+def _shared_counts(r: Results) -> str:
+    """Which arms' sites sent their class counts, and what they sum to."""
+    used: dict[tuple[int, ...], list[str]] = {}
+    for model in r.arms:
+        for unit in r.units_of(model):
+            if (counts := unit.get("class_counts")) and unit.get("bytes_up"):
+                names = used.setdefault(tuple(int(n) for n in counts), [])
+                names += [model.title] if model.title not in names else []
+    said = []
+    for counts, names in used.items():
+        each = ", ".join(f"{plain(c)} {count(n)}" for c, n in zip(r.classes, counts, strict=True))
+        said.append(
+            f"{listed(names)}: before the first round each site sent its number of training images of each class, and "
+            f"every site's loss used their sum ({each})."
+        )
+    return " ".join(said)
 
 
 def _table(r: Results) -> Table:

@@ -39,6 +39,8 @@ _WORKS = {
     "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. Data in Brief 2020; 30:105474.",
     "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by "
     "self-supervised learning. Micron 2018; 107:55–71.",
+    "class_balanced": "Cui Y et al. Class-balanced loss based on effective number of samples. CVPR 2019.",
+    "logit_adjusted": "Menon AK et al. Long-tail learning via logit adjustment. ICLR 2021.",
     "focal": "Lin TY et al. Focal loss for dense object detection. ICCV 2017.",
 }
 _ALWAYS = (
@@ -164,10 +166,19 @@ def _training_sentence(r: Results) -> str:
         epochs = train.get("local_epochs")
         said += [f"{counted(int(epochs), 'local epoch')} a round"] if epochs else []
         text += f" Every site trained with {', '.join(said)}."
+        text += _loss_sentence(train.get("loss"))
     if any(u.get("selected") == "best" for u in r.units):
         text += " The round with the best mean validation score over the training sites was tested"
         text += "; held-out sites took no part in any choice." if r.held_out else "."
     return text
+
+
+def _loss_sentence(loss: Any) -> str:
+    if not isinstance(loss, Mapping) or loss.get("prior") != "federation":
+        return ""
+    names = {"class_balanced": "class-balanced cross-entropy", "logit_adjusted": "logit-adjusted cross-entropy"}
+    name = names.get(str(loss.get("kind")), str(loss.get("kind")))
+    return f" The loss was a {name} with class counts summed over the training sites."
 
 
 def _judging_sentence(r: Results) -> str:
@@ -182,6 +193,12 @@ def _judging_sentence(r: Results) -> str:
         f"The primary measure was {metric_name(r.metric)} over the classes present in a test set, with 95 % "
         f"intervals from a bootstrap ({many}resamples of {unit}) of the mean over seeds. Arms were compared by the "
         f"paired bootstrap on the same test images with Holm's correction.{means}"
+        + (
+            " Probabilities were calibrated by one temperature a model, fitted over the validation parts of its "
+            "training sites from summed losses."
+            if any(u.get("calibration") for u in r.units)
+            else ""
+        )
     )
 
 
