@@ -16,6 +16,7 @@ from morphfed.core.seeding import derive
 from morphfed.core.types import Spec, Tensors
 from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.predictions import Predictions, write_predictions
+from morphfed.experiment.features import on_features
 from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
@@ -77,11 +78,14 @@ def train_unit(
     model = backbone.module.to(device)
     if arm.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stored = on_features(backbone, arm, prepared, study, report=report)
+    if stored is not None:  # the rounds see the head alone; what is saved is the whole network
+        model, prepared = stored.model, stored.prepared
     trainer = Trainer(arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed)
     layout = Layout.of(model, backbone.head)
     # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
-    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     uploads = arm.algorithm.uploads(arm.config, {name: Spec.of(initial[name]) for name in workspace.travels})
     sites = _sites(unit, arm, prepared, trainer, workspace, uploads, folder)
     store = CheckpointStore(folder, fingerprint)
@@ -103,7 +107,7 @@ def train_unit(
     )
     found = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
     write_predictions(folder / "predictions.parquet", found)
-    _finish(unit, study, arm, outcome, model, layout, folder)
+    _finish(unit, study, arm, outcome, backbone.module, layout, folder, [stored.note] if stored else [])
 
 
 def _sites(
@@ -233,10 +237,17 @@ def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: Site
 
 
 def _finish(
-    unit: Unit, study: Study, arm: Arm, outcome: Outcome, model: torch.nn.Module, layout: Layout, folder: Path
+    unit: Unit,
+    study: Study,
+    arm: Arm,
+    outcome: Outcome,
+    model: torch.nn.Module,
+    layout: Layout,
+    folder: Path,
+    notes: list[str],
 ) -> None:
     progress = outcome.progress
-    warnings = list(progress.warnings)
+    warnings = [*progress.warnings, *notes]
     if unit.moves and (note := arm.algorithm.note(arm.config, len(unit.trained_on))):
         warnings.append(note)
     if unit.moves and study.held_out:
