@@ -25,7 +25,7 @@ from morphfed.data.augment import NO_AUGMENTATION
 from morphfed.data.cache import ImageStore
 from morphfed.experiment.features import on_features
 from morphfed.experiment.prepare import Prepared
-from morphfed.experiment.study import Arm
+from morphfed.experiment.study import Arm, DataConfig, SiteConfig, Study
 from morphfed.federation.loop import FederationConfig
 from morphfed.models.backbone import ModelConfig, build
 from morphfed.training.config import TrainConfig
@@ -64,6 +64,12 @@ def main() -> None:
     augment = NO_AUGMENTATION.model_copy(update={"flips": True, "right_angles": True})
     config = TrainConfig(precision="fp32", batch_size=16, augment=augment)
     model = ModelConfig(name=options.model, tune="head")
+    study = Study(
+        name="benchmark",
+        classes=("neutrophil", "lymphocyte"),
+        sites={"a": SiteConfig(path=".")},
+        data=DataConfig(image_size=options.size),
+    )
     algorithm = ALGORITHMS["fedavg"]
     arm = Arm("fedavg", algorithm, algorithm.config(), model, config, FederationConfig())
     backbone = build(model, classes=CLASSES, image_size=options.size, seed=0)
@@ -74,7 +80,7 @@ def main() -> None:
         images = pictures(Path(folder), options.images, options.size)
         start, used = time.perf_counter(), time.process_time()
         prepared = Prepared({"a": {"train": images, "test": images}}, {"a": "image"}, {"a": {}}, [])
-        stored = on_features(backbone, arm, prepared, image_size=options.size)
+        stored = on_features(backbone, arm, prepared, study)
         assert stored is not None
         once, once_cpu = time.perf_counter() - start, time.process_time() - used
         sides = {"features": (stored.model, stored.prepared.sets["a"]["train"]), "backbone": (whole, images)}

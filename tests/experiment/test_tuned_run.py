@@ -77,7 +77,7 @@ def _computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_head_on_stored_features(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = _computed(monkeypatch)
     arms = "arms={fedavg={}, centralised={}}"
-    run = _run(study, "model.tune=head", arms, "seeds=[0,1]")
+    run = _run(study, "model.tune=head", arms, "seeds=[0,1]", "compute.jobs=1")
     loaded, _ = load_study(study, [*SHORT, "model.tune=head", arms])
     prepared = load_prepared(loaded, run, run.parent / ".cache", build=False)
     train = sum(len(parts["train"]) for parts in prepared.sets.values())
@@ -143,6 +143,18 @@ def test_only_what_is_tuned_is_sent_and_changes(tune: str, study: Path) -> None:
     assert set(given) <= set(after)
     moved = {k for k in given if given[k].is_floating_point() and not torch.equal(after[k], given[k])}
     assert moved == (order if tune == "last-1" else HEAD)
+
+
+def test_in_processes_and_in_eight_test_views(study: Path) -> None:
+    run = _run(study, "model.tune=head", "arms={fedavg={}, centralised={}}", "evaluation.views=8", "compute.jobs=2")
+    loaded, _ = load_study(study, [*SHORT, "model.tune=head"])
+    prepared = load_prepared(loaded, run, run.parent / ".cache", build=False)
+    whole, _ = restore(run / "units/fedavg/all/seed-0/best.safetensors")
+    trainer = Trainer(TrainConfig(precision="fp32"), mean=whole.mean, std=whole.std, device=torch.device("cpu"), seed=0)
+    found = read_predictions(run / "units/fedavg/all/seed-0/predictions.parquet")
+    for site, predicted in found.items():
+        images = trainer.predict(whole.module, prepared.sets[site]["test"], views=8)
+        np.testing.assert_allclose(predicted.probabilities, images, atol=2e-6)
 
 
 def test_without_the_cache_the_head_is_trained_on_augmented_images(

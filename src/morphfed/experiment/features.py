@@ -62,7 +62,9 @@ def on_features(
     training, judging = views_of(arm.train.augment), tuple(range(study.evaluation.views))
     store = _filled(backbone, cut, prepared.sets, training, judging, report)
     found: dict[str, dict[str, ImageSet]] = {
-        site: {part: _as_features(data, store, training if part == "train" else judging) for part, data in parts.items()}
+        site: {
+            part: _as_features(data, store, training if part == "train" else judging) for part, data in parts.items()
+        }
         for site, parts in prepared.sets.items()
     }
     return OnFeatures(HeadOnly(backbone.module, cut), replace(prepared, sets=found), describe(len(training)))
