@@ -136,6 +136,27 @@ def _show_source(name: str) -> None:
         sys.stdout.write(f"  mapped to no cell type: {', '.join(table.unmapped)}\n")
 
 
+def _transfers(network: Any, name: str) -> list[tuple[str, str]]:
+    """Megabytes of what each way of tuning sends."""
+    from morphfed.core.errors import ConfigError, MissingExtraError
+    from morphfed.core.types import nbytes
+    from morphfed.models.backbone import ModelConfig
+    from morphfed.models.layout import Layout
+    from morphfed.models.tuning import apply
+
+    found = []
+    for mode in ("full", "last-2", "last-1", "head", "lora"):  # lora last: it changes the layers
+        try:
+            apply(network.module, ModelConfig(name=name, tune=mode), network.head)
+        except (ConfigError, MissingExtraError) as cause:
+            found.append((mode, cause.message))
+            continue
+        state = network.module.state_dict()
+        size = nbytes({k: state[k] for k in Layout.of(network.module, network.head).order}) / 1e6
+        found.append((mode, f"{size:.1f} MB" if size >= 1 else f"{size:.2g} MB"))
+    return found
+
+
 def _show_model(name: str) -> bool:
     from morphfed.core.errors import ConfigError
     from morphfed.models.backbone import ModelConfig, build
@@ -146,8 +167,8 @@ def _show_model(name: str) -> bool:
         return False
     parameters = sum(p.numel() for p in network.module.parameters())
     sys.stdout.write(f"model {name}\n  {parameters / 1e6:.2f} M parameters with two classes\n")
-    sys.stdout.write(
-        f"  {4e-6 * parameters:.1f} MB a transfer in fp32\n  normalisation: mean {network.mean}, std {network.std}\n"
-    )
+    sys.stdout.write(f"  normalisation: mean {network.mean}, std {network.std}\n  a transfer in fp32, by model.tune:\n")
+    for mode, size in _transfers(network, name):
+        sys.stdout.write(f"    {mode:<8} {size}\n")
     sys.stdout.write(f'in a study:\n  [model]\n  name = "{name}"\n')
     return True

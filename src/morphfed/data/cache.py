@@ -1,16 +1,14 @@
 """Decode, crop and resize every image once, into uint8 files on disk that all later work maps into memory.
 
 A store holds square pictures of one size. A picture's key is the hash of its content and of how it was cut, so the
-same file under two names is stored once, and a changed crop never meets an old picture. Pictures are appended in
-segments: ``NAME.u8`` (raw bytes) is committed by ``NAME.json`` (keys, checksum), which is written last. A process
-that is killed leaves at worst a segment without its commit, which the next run decodes again.
+same file under two names is stored once, and a changed crop never meets an old picture (``data.segments`` says how
+they lie on disk).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,19 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from filelock import FileLock
 
-from morphfed.core.errors import DataError, StorageError
-from morphfed.core.files import read_json, storage_error, write_bytes, write_json
+from morphfed.core.errors import DataError
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.data.decode import decode_bytes, probe_bytes, read_bytes
+from morphfed.data.segments import SEGMENT_BYTES, SegmentStore
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 1
-SEGMENT_BYTES = 64 * 2**20
-"""A segment is written at once from memory, so a full disk is an error and not a bus error in a mapped page."""
 
 Pad = Literal["edge", "none"]
 
@@ -61,7 +56,7 @@ class CacheNotes:
     """path → why it could not be decoded"""
 
 
-class ImageStore:
+class ImageStore(SegmentStore):
     """Pictures of ``size`` × ``size`` pixels below ``folder``.
 
     Args:
@@ -73,16 +68,7 @@ class ImageStore:
 
     def __init__(self, folder: Path, *, size: int, pad: Pad = "none") -> None:
         self.size, self.pad = size, pad
-        self.folder = Path(folder) / f"{size}px-{pad}-v{FORMAT}"
-        self._segments: list[NDArray[np.uint8]] = []
-        self._starts: list[int] = []
-        self._rows: dict[str, int] = {}
-        self._load(verify=False)
-
-    @property
-    def picture_bytes(self) -> int:
-        """Bytes of one stored picture."""
-        return self.size * self.size * 3
+        super().__init__(Path(folder) / f"{size}px-{pad}-v{FORMAT}", shape=(size, size, 3), dtype=np.uint8)
 
     def key(self, picture: Picture) -> str:
         """Key of a picture: its content and how it is cut."""
@@ -97,26 +83,9 @@ class ImageStore:
         """
         return self.rows_of(self.key(p) for p in pictures)
 
-    def keys(self) -> frozenset[str]:
-        """Keys of all stored pictures."""
-        return frozenset(self._rows)
-
-    def rows_of(self, keys: Iterable[str]) -> NDArray[np.int64]:
-        """Row numbers of known keys.
-
-        Raises:
-            KeyError: a picture is not stored.
-        """
-        return np.array([self._rows[key] for key in keys], dtype=np.int64)
-
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Copy rows out of the store: uint8 ``(N, size, size, 3)``, RGB."""
-        out = np.empty((len(rows), self.size, self.size, 3), dtype=np.uint8)
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        for segment in np.unique(which):
-            here = which == segment
-            out[here] = self._segments[segment][rows[here] - self._starts[segment]]
-        return out
+        return super().gather(rows)
 
     def ensure(
         self, pictures: Sequence[Picture], *, workers: int | None = None, report: Reporter = silent
@@ -130,26 +99,16 @@ class ImageStore:
             StorageError: the cache folder cannot be written or the disk is full.
         """
         notes = CacheNotes()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
-            lock.acquire(timeout=3600)
-        except OSError as cause:
-            raise storage_error(self.folder, cause) from cause
-        try:
-            notes.rebuilt = self._load(verify=True)
+        with self.writing() as notes.rebuilt:
             missing = {self.key(p): p for p in pictures if self.key(p) not in self._rows}
             notes.reused = len({self.key(p) for p in pictures}) - len(missing)
             if missing:
                 self._decode(missing, notes, workers or os.cpu_count() or 1, report)
-                self._load(verify=False)
-        finally:
-            lock.release()
         return notes
 
     def _decode(self, missing: dict[str, Picture], notes: CacheNotes, workers: int, report: Reporter) -> None:
         keys = list(missing)
-        step = max(1, SEGMENT_BYTES // self.picture_bytes)
+        step = max(1, SEGMENT_BYTES // self.row_bytes)
         done = 0
         with ThreadPoolExecutor(workers) as pool:
             for start in range(0, len(keys), step):
@@ -165,7 +124,7 @@ class ImageStore:
                     good.append(key)
                     pixels.append(result)
                 if good:
-                    self._commit(good, np.stack(pixels))
+                    self.commit(good, np.stack(pixels))
                     notes.decoded += len(good)
 
     def _cut(self, picture: Picture) -> NDArray[np.uint8] | DataError:
@@ -178,46 +137,6 @@ class ImageStore:
             return cut_bytes(content, picture.path, size=self.size, crop_px=picture.crop_px, pad=self.pad)
         except DataError as cause:
             return cause
-
-    def _commit(self, keys: list[str], pixels: NDArray[np.uint8]) -> None:
-        content = pixels.tobytes()
-        name = f"{hashlib.sha256(''.join(keys).encode()).hexdigest()[:16]}"
-        write_bytes(self.folder / f"{name}.u8", content)
-        write_json(self.folder / f"{name}.json", {"keys": keys, "crc32": zlib.crc32(content), "size": self.size})
-
-    def _load(self, *, verify: bool) -> int:
-        """Map all committed segments; return how many pictures were dropped because they are damaged."""
-        self._segments, self._starts, self._rows = [], [], {}
-        dropped, total = 0, 0
-        for index in sorted(self.folder.glob("*.json")):
-            segment = self._map(index, verify=verify)
-            if isinstance(segment, int):
-                dropped += segment
-                continue
-            keys, pixels = segment
-            self._starts.append(total)
-            self._segments.append(pixels)
-            self._rows.update({k: total + i for i, k in enumerate(keys)})
-            total += len(keys)
-        return dropped
-
-    def _map(self, index: Path, *, verify: bool) -> tuple[list[str], NDArray[np.uint8]] | int:
-        data = index.with_suffix(".u8")
-        keys: list[str] = []
-        try:
-            entry = read_json(index)
-            keys = list(entry["keys"])
-            shape = (len(keys), self.size, self.size, 3)
-            pixels = np.memmap(data, dtype=np.uint8, mode="r", shape=shape)
-            sound = data.stat().st_size == pixels.nbytes and (not verify or zlib.crc32(pixels.data) == entry["crc32"])
-        except (StorageError, OSError, ValueError, KeyError, TypeError):
-            sound = False
-        if sound:
-            return keys, pixels
-        if verify:  # only under the lock: another process may be writing
-            index.unlink(missing_ok=True)
-            data.unlink(missing_ok=True)
-        return max(1, len(keys))
 
 
 def cut(path: Path, *, size: int, crop_px: int | None, pad: Pad = "none") -> NDArray[np.uint8]:

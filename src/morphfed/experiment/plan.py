@@ -46,13 +46,15 @@ def plan_study(
     report(Event("plan", text="building the networks", done=0, total=1))
     networks = {name: _network(resolved, arm, measure=measure) for name, arm in arms.items()}
     units = [_unit(unit, arms[unit.arm], sites, networks[unit.arm]) for unit in units_of(study, arms)]
-    seconds = [u["seconds"] for u in units]
+    features = _features(arms, networks, sites, study.evaluation.views)
+    seconds = [u["seconds"] for u in units] + [f["seconds"] for f in features]
     report(Event("plan", text="building the networks", done=1, total=1))
     return {
         "study": study.name,
         "folds": list(study.sites) if study.holdout == "each" else [],
         "sites": sites,
-        "notes": [*notes, *split_notes],
+        "notes": [*notes, *split_notes, *_tuning_notes(arms, networks)],
+        "features": features,
         "units": units,
         "estimated_seconds": None if None in seconds else sum(seconds) / resolved.jobs,
         "jobs": resolved.jobs,
@@ -68,8 +70,11 @@ def _network(resolved: Resolved, arm: Arm, *, measure: bool) -> dict[str, Any]:
     import torch
 
     from morphfed.core.types import nbytes
+    from morphfed.experiment.features import wants_features
     from morphfed.models.backbone import build
+    from morphfed.models.features import HeadOnly, cut_before_classifier
     from morphfed.models.layout import Layout
+    from morphfed.training.features import views_of
     from morphfed.training.precision import faster_precision, step_seconds
 
     size = resolved.study.data.image_size
@@ -77,10 +82,15 @@ def _network(resolved: Resolved, arm: Arm, *, measure: bool) -> dict[str, Any]:
     network = backbone.module
     state = network.state_dict()
     travels = arm.travelling(Layout.of(network, backbone.head))
+    cut = cut_before_classifier(backbone, image_size=size) if wants_features(arm) else None
     found: dict[str, Any] = {
+        "tune": arm.model.tune,
+        "feature_views": len(views_of(arm.train.augment)) if cut else None,
         "parameters": sum(p.numel() for p in network.parameters()),
+        "trained": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "megabytes": nbytes({name: state[name] for name in travels}) / 1e6,
         "step_seconds": None,
+        "feature_seconds": None,
         "precision": arm.train.precision,
     }
     if not measure:
@@ -91,12 +101,51 @@ def _network(resolved: Resolved, arm: Arm, *, measure: bool) -> dict[str, Any]:
     torch.set_num_threads(resolved.threads)
     try:
         shape: dict[str, Any] = {"image_size": size, "batch_size": arm.train.batch_size, "device": device}
+        if cut is not None:
+            # A pass of the whole network trains its head only, so nearly all of it is the forward pass.
+            found["feature_seconds"] = step_seconds(network, precision="fp32", **shape) / arm.train.batch_size
+            network, shape["width"] = HeadOnly(network, cut).to(device), cut.width
+            found["precision"] = "fp32" if found["precision"] == "auto" else found["precision"]
         if found["precision"] == "auto":
             found["precision"] = faster_precision(network, **shape)
         found["step_seconds"] = step_seconds(network, precision=found["precision"], **shape)
     finally:
         torch.set_num_threads(before)
     return found
+
+
+def _features(
+    arms: Mapping[str, Arm],
+    networks: Mapping[str, Mapping[str, Any]],
+    sites: Mapping[str, Mapping[str, Any]],
+    judging: int,
+) -> list[dict[str, Any]]:
+    """Features that the run computes before its units: once for each backbone and set of views."""
+    counts = {part: sum(int(site[part]) for site in sites.values()) for part in _PARTS}
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for name, arm in arms.items():
+        views, each = networks[name]["feature_views"], networks[name]["feature_seconds"]
+        if views is not None:
+            passes = counts["train"] * views + (counts["validation"] + counts["test"]) * judging
+            seconds = None if each is None else passes * each
+            found[str(arm.model), views] = {
+                "model": arm.model.name,
+                "views": views,
+                "images": passes,
+                "seconds": seconds,
+            }
+    return list(found.values())
+
+
+def _tuning_notes(arms: Mapping[str, Arm], networks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    from morphfed.experiment.features import NOT_CUT, describe, wants_features
+
+    found: dict[str, list[str]] = {}
+    for name, arm in arms.items():
+        if wants_features(arm):
+            views = networks[name]["feature_views"]
+            found.setdefault(NOT_CUT if views is None else describe(views), []).append(name)
+    return [f"{', '.join(names)}: {note}" for note, names in found.items()]
 
 
 def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +167,9 @@ def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network:
         "seed": unit.seed,
         "rounds": arm.federation.rounds,
         "steps": steps,
+        "tune": network["tune"],
         "parameters": network["parameters"],
+        "trained": network["trained"],
         "megabytes_per_round": traffic,
         "precision": network["precision"],
         "seconds": seconds,
@@ -149,9 +200,12 @@ def render_plan(plan: Mapping[str, Any]) -> str:
     for u in (u for u in plan["units"] if u["seed"] == first):
         time = "" if u["seconds"] is None else f"  about {_duration(u['seconds'])}"
         lines.append(
-            f"  {_name(u):<{width}}  {u['rounds']} rounds  {u['steps']:>6} steps  {u['parameters'] / 1e6:.2f} M "
-            f"parameters  {u['megabytes_per_round']:.1f} MB a round  {u['precision']}{time}"
+            f"  {_name(u):<{width}}  {u['rounds']} rounds  {u['steps']:>6} steps  {_parameters(u)}  "
+            f"{_megabytes(u['megabytes_per_round'])} a round  {u['precision']}{time}"
         )
+    for f in plan["features"]:
+        time = "" if f["seconds"] is None else f": about {_duration(f['seconds'])}"
+        lines.append(f"  features of {f['model']}, once for all models: {f['images']} images and views{time}")
     seeds = Counter(u["seed"] for u in plan["units"])
     lines += ["", f"{len(plan['units'])} units over {len(seeds)} seeds, {plan['jobs']} at once"]
     if plan["estimated_seconds"] is not None:
@@ -161,6 +215,17 @@ def render_plan(plan: Mapping[str, Any]) -> str:
 
 def _name(unit: Mapping[str, Any]) -> str:
     return f"{unit['model']} without {unit['held_out']}" if unit["held_out"] else str(unit["model"])
+
+
+def _parameters(unit: Mapping[str, Any]) -> str:
+    size = f"{unit['parameters'] / 1e6:.2f} M parameters"
+    if unit["trained"] == unit["parameters"]:
+        return size
+    return f"{unit['trained'] / 1e6:.3f} of {size} ({unit['tune']})"
+
+
+def _megabytes(n: float) -> str:
+    return f"{n:.1f} MB" if n >= 1 or n == 0 else f"{n:.2g} MB"
 
 
 def _duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from morphfed.core.errors import ConfigError
 from morphfed.experiment.environment import cores as available_cores
+from morphfed.experiment.features import wants_features
 from morphfed.experiment.study import Arm, Study
 from morphfed.experiment.units import units_of
 
@@ -59,6 +60,8 @@ class Resolved:
         found: dict[str, str] = {}
         arms = {}
         for name, arm in self.arms.items():
+            if arm.train.precision == "auto" and wants_features(arm):
+                arm = _with_precision(arm, "fp32")  # a head on stored features is too small to gain
             if arm.train.precision == "auto":
                 key = arm.model.model_dump_json() + str(arm.train.batch_size)
                 if key not in found:

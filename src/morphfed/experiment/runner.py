@@ -87,6 +87,7 @@ def run_study(study_file: Path, options: Options, *, report: Reporter = silent) 
         refuse_folds(prepared, resolved.study)
         _check_data(resolved, run, report)
         units = units_of(resolved.study, resolved.arms)
+        _compute_features(units, resolved, prepared, run, report)
         failed = _train(units, resolved, run, options.cache, study_file.parent, report)
         _refuse_nothing(units, failed)
         _add_seconds(run, time.perf_counter() - started)
@@ -210,6 +211,16 @@ def _without_root(value: Any, roots: Sequence[Path]) -> Any:
         for root in roots:
             value = value.replace(f"{root}/", "")
     return value
+
+
+def _compute_features(
+    units: Sequence[Unit], resolved: Resolved, prepared: Prepared, run: Path, report: Reporter
+) -> None:
+    """Features of frozen backbones, before processes share them."""
+    from morphfed.experiment.features import precompute
+
+    names = {unit.arm for unit in units if not is_done(unit, run)}
+    precompute((resolved.arms[name] for name in sorted(names)), resolved, prepared, report=report)
 
 
 def _train(

@@ -16,6 +16,7 @@ from morphfed.core.errors import ConfigError, did_you_mean
 from morphfed.federation.loop import FederationConfig
 from morphfed.models.backbone import ModelConfig
 from morphfed.models.layout import Layout
+from morphfed.models.tuning import refuse_nonsense
 from morphfed.training.config import TrainConfig
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
@@ -155,9 +156,21 @@ class Arm:
     federation: FederationConfig
 
     def travelling(self, layout: Layout) -> tuple[str, ...]:
-        """Keys that cross a site's border: what the algorithm sends, less site-local normalisation."""
+        """Keys that cross a site's border: what the algorithm sends, less site-local normalisation.
+
+        Raises:
+            ConfigError: there are none.
+        """
         going = self.algorithm.travels(self.config, layout)
-        return tuple(k for k in going if k not in layout.norms) if self.model.norm == "local" else going
+        if self.model.norm == "local":
+            going = tuple(k for k in going if k not in layout.norms)
+        if not going:
+            raise ConfigError(
+                f"arms.{self.name}: nothing would travel: '{self.algorithm.name}' keeps at the sites all that "
+                f"model.tune = '{self.model.tune}' trains.",
+                fix="train more (model.tune = 'last-1' or 'full'), or choose another algorithm.",
+            )
+        return going
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
@@ -241,6 +254,7 @@ def resolve_arm(study: Study, name: str, *, where: str) -> Arm:
                 fix="correct the key; `morphfed show " + algorithm.name + "` explains each.",
             )
     config = validate(algorithm.config, own, where=f"{where}: arms.{name}")
+    refuse_nonsense(tables["model"], where=f"{where}: arms.{name}")
     return Arm(name, algorithm, config, **tables)
 
 

@@ -19,6 +19,7 @@ from morphfed.core.types import Spec, Tensors
 from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.predictions import Predictions, write_predictions
 from morphfed.evaluation.unknown import Strangers, write_strangers
+from morphfed.experiment.features import on_features
 from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
@@ -87,11 +88,14 @@ def train_unit(
     model = backbone.module.to(device)
     if arm.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    stored = on_features(backbone, arm, prepared, study, report=report)
+    if stored is not None:  # the rounds see the head alone; what is saved is the whole network
+        model, prepared = stored.model, stored.prepared
     trainer = Trainer(arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed)
     layout = Layout.of(model, backbone.head)
     # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
-    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
     sites = _sites(unit, study, arm, prepared, trainer, workspace, uploads, folder)
     transport = InProcess(sites, report=report, task=unit.key)
@@ -121,7 +125,7 @@ def train_unit(
         write_strangers(folder / STRANGERS, strangers, study.classes)
     transport.load_site_states(chosen[1])
     settled = _settle(unit, study, transport, outcome, chosen[0])
-    _finish(unit, study, arm, outcome, model, layout, folder, settled)
+    _finish(unit, study, arm, outcome, backbone.module, layout, folder, settled, [stored.note] if stored else [])
 
 
 def _sites(
@@ -326,10 +330,11 @@ def _finish(
     layout: Layout,
     folder: Path,
     settled: tuple[dict[str, Any], list[str]],
+    notes: list[str],
 ) -> None:
     progress = outcome.progress
     told, said = settled
-    warnings = [*progress.warnings, *said]
+    warnings = [*progress.warnings, *said, *notes]
     if unit.moves and (note := arm.algorithm.note(arm.config, len(unit.trained_on))):
         warnings.append(note)
     if study.held_out and study.evaluation.adapt == "norms" and not any(True for _ in batch_norms(model)):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from morphfed.core.config import Config
 from morphfed.core.errors import ConfigError, ModelError, did_you_mean
+from morphfed.core.seeding import derive
+from morphfed.models import tuning
 from morphfed.models.norm import Norm
 
 if TYPE_CHECKING:
@@ -27,6 +30,16 @@ class ModelConfig(Config):
     weights: str = Field("none", description="'pretrained' (from the hub's cache), 'none', or a .safetensors file")
     norm: Norm = Field("batch", description="batch: as is; group: batch norms become group norms; local: stay at sites")
     dropout: float | None = Field(None, ge=0, lt=1, description="before the classifier; empty: the network's default")
+    tune: str = Field("full", description="what is trained and travels: full, head, last-N (blocks and head) or lora")
+    lora_rank: int = Field(8, ge=1, le=256, description="r, rank of each layer's update; with tune = 'lora'")
+    lora_alpha: float = Field(16.0, gt=0, description="α; an update counts α / r times; with tune = 'lora'")
+
+    @field_validator("tune")
+    @classmethod
+    def _known_mode(cls, value: str) -> str:
+        if not re.fullmatch(r"full|head|lora|last-[1-9]\d*", value):
+            raise ValueError("must be 'full', 'head', 'lora' or 'last-N', for example 'last-2'")
+        return value
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,8 @@ class Backbone:
     """A network ready to train.
 
     Attributes:
-        module: maps float ``(N, 3, S, S)``, normalised, to logits ``(N, classes)``.
+        module: maps float ``(N, 3, S, S)``, normalised, to logits ``(N, classes)``; what is not trained has no
+            ``requires_grad``.
         mean, std: per-channel normalisation of RGB in [0, 1].
         head: state-dict keys of the classifier.
         fresh: keys that did not come from the weights file (all of them with ``weights = "none"``).
@@ -58,8 +72,9 @@ def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, fold
         folder: against which a relative weights path is resolved (the study's).
 
     Raises:
-        ConfigError: no such model, or the image is too small for it.
+        ConfigError: no such model, or the image does not suit it, or it has not the blocks that ``tune`` names.
         ModelError: the weights are missing or do not fit.
+        MissingExtraError: ``tune = "lora"`` without its library.
     """
     import torch
 
@@ -80,6 +95,10 @@ def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, fold
 
         batch_to_group(module)
     _try_forward(module, config, image_size)
+    if config.tune != tuning.FULL:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "tuning"))
+            tuning.apply(module, config, head)
     return Backbone(module, mean, std, head, tuple(fresh))
 
 
@@ -99,10 +118,32 @@ def _timm(config: ModelConfig, classes: int, image_size: int) -> tuple[Any, Any,
         module = timm.create_model(config.name, pretrained=False, img_size=image_size, **options)
     except TypeError:  # convolutional networks take any size and have no such argument
         module = timm.create_model(config.name, pretrained=False, **options)
+    _refuse_cut_patches(module, config.name, image_size)
     data = timm.data.resolve_model_data_config(module)
     names = module.pretrained_cfg.get("classifier") or "head"
     prefixes = (names,) if isinstance(names, str) else tuple(names)
     return module, tuple(data["mean"]), tuple(data["std"]), _keys_under(module, prefixes)
+
+
+def _refuse_cut_patches(module: nn.Module, name: str, image_size: int) -> None:
+    """A transformer drops the pixels beyond its last whole patch without a word."""
+    from torch import nn
+
+    embedding = getattr(module, "patch_embed", None)
+    patches = getattr(embedding, "proj", None)
+    # Where patches overlap, or the image is padded to whole ones, nothing is dropped.
+    if not isinstance(patches, nn.Conv2d) or patches.stride != patches.kernel_size:
+        return
+    if getattr(embedding, "dynamic_img_pad", False):
+        return
+    side = patches.stride[0]
+    below = image_size // side * side
+    if image_size != below:
+        near = f"{below} or {below + side}" if below else str(side)
+        raise ConfigError(
+            f"model.name = '{name}' sees patches of {side} px: of {image_size} px it would use {below}.",
+            fix=f"set data.image_size to a multiple of {side}: {near}.",
+        )
 
 
 def _torchvision(config: ModelConfig, classes: int) -> tuple[Any, Any, Any, frozenset[str]]:

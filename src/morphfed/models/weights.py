@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from morphfed.core.errors import ModelError, StorageError
 from morphfed.core.files import writing
+from morphfed.models.foreign import plain_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,7 +65,8 @@ def load_pretrained(
 
     Args:
         model: receives the weights.
-        path: a ``.safetensors`` file with the model's own key names.
+        path: a ``.safetensors`` file with the model's own key names, or as self-supervised training leaves them
+            (``models.foreign.plain_names``).
         head: keys of the classifier, the only ones that may be missing or of another shape.
         adapt: converts the file's tensors to this model (position embeddings of another image size).
 
@@ -77,7 +79,7 @@ def load_pretrained(
     if path.suffix != ".safetensors":
         raise ModelError(
             f"Weights {path}: only .safetensors files are loaded, because other formats can execute code.",
-            fix="convert it once with safetensors.torch.save_file(state_dict, 'weights.safetensors').",
+            fix=f"convert it once, which runs none of it: morphfed models convert {path.name}",
         )
     if not path.is_file():
         raise ModelError(f"Weights file {path} does not exist.", fix="check model.weights in the study file.")
@@ -85,6 +87,7 @@ def load_pretrained(
         given = load(path)
     except StorageError as cause:
         raise ModelError(cause.message, fix="download the weights again.") from cause
+    given = plain_names(given)
     if adapt is not None:
         given = adapt(given, model)
     own = model.state_dict()

@@ -32,3 +32,8 @@ class TrainConfig(Config):
     channels_last: bool = Field(True, description="memory layout of convolutions; faster on CPUs and GPUs")
     loss: LossConfig = Field(default_factory=LossConfig, description="what is minimised")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="perturbation of training images")
+    feature_cache: bool = Field(
+        True,
+        description="with model.tune = 'head': compute features once for each image, mirrored and turned; "
+        "no other augmentation",
+    )

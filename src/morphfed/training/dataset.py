@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -61,11 +61,9 @@ def pool(sets: Sequence[ImageSet]) -> ImageSet:
     """The union of several sites' images, for the centralised arm. All must share one store."""
     if len({id(s.store) for s in sets}) != 1:
         raise ValueError("pooled sites must share one image store")
-    return ImageSet(
-        store=sets[0].store,
-        rows=np.concatenate([s.rows for s in sets]),
-        labels=np.concatenate([s.labels for s in sets]),
-        classes=sets[0].classes,
-        ids=np.concatenate([s.ids for s in sets]),
-        clusters=np.concatenate([s.clusters for s in sets]),
-    )
+    joined: dict[str, Any] = {
+        part.name: np.concatenate([getattr(s, part.name) for s in sets])
+        for part in fields(sets[0])
+        if part.name not in {"store", "classes"}
+    }
+    return replace(sets[0], **joined)

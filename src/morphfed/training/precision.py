@@ -23,10 +23,18 @@ def step_seconds(
     batch_size: int,
     device: torch.device,
     repeats: int = 3,
+    width: int | None = None,
 ) -> float:
-    """Seconds of the fastest of ``repeats`` forward-and-backward passes (the weights do not change)."""
-    images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    """Seconds of the fastest of ``repeats`` forward-and-backward passes (the weights do not change).
+
+    Args:
+        width: the network takes feature vectors of this many numbers in place of images.
+    """
+    if width is None:
+        images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+        images = images.contiguous(memory_format=torch.channels_last)
+    else:
+        images = torch.randn(batch_size, width, device=device)
     labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
     times = []
     for _ in range(repeats + 1):

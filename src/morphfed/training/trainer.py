@@ -18,6 +18,7 @@ from morphfed.models.norm import frozen_norms
 from morphfed.tasks.classification import Loss, make_loss
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet
+from morphfed.training.features import FeatureSet
 from morphfed.training.optimise import learning_rate
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ AfterBackward = Callable[[nn.Module], None]
 """Changes gradients between ``backward`` and the clipping, for example adds a proximal term's gradient."""
 
 ExtraLoss = Callable[["Tensor", "Tensor"], "Tensor"]
-"""A term added to the task's loss, from the batch: images ``(n, 3, S, S)``, normalised, and logits ``(n, C)``."""
+"""A term added to the task's loss, from the batch: what the network takes (images ``(n, 3, S, S)``, normalised, or
+stored features ``(n, width)``), and logits ``(n, C)``."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,34 @@ class Trainer:
         for epoch in range(passes):
             order = numpy_stream(self.seed, "order", stream, round_number, epoch).permutation(len(data))
             for where in np.array_split(order, -(-len(data) // self.config.batch_size)):
-                pixels, labels = data.batch(where)
-                images = self._augment(self._float(pixels), generator)
-                yield self._normalise(images), labels.to(self.device, non_blocking=True)
+                inputs, labels = self._training_batch(data, where, generator)
+                yield inputs, labels.to(self.device, non_blocking=True)
+
+    def _training_batch(
+        self, data: ImageSet, where: NDArray[np.int64], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        if isinstance(data, FeatureSet):
+            features, labels = data.sample(where, generator)
+            return features.to(self.device, non_blocking=True), labels
+        pixels, labels = data.batch(where)
+        return self._normalise(self._augment(self._float(pixels), generator)), labels
+
+    def _inputs(self, data: ImageSet, where: NDArray[np.int64]) -> Tensor:
+        """What the network takes, without augmentation: normalised images, or stored features."""
+        batch = data.batch(where)[0]
+        if isinstance(data, FeatureSet):
+            return batch.to(self.device, non_blocking=True)
+        return self._normalise(self._float(batch))
+
+    def _seen(self, data: ImageSet, where: NDArray[np.int64], views: Views) -> Iterator[Tensor]:
+        """What the network takes, in each of ``views``; of features those that are stored."""
+        if not isinstance(data, FeatureSet):
+            yield from _views(self._inputs(data, where), views)
+        elif views == 1:
+            yield self._inputs(data, where)
+        else:
+            for number in range(views):
+                yield data.view(where, number).to(self.device, non_blocking=True)
 
     def _float(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.device, non_blocking=True).float().div_(255.0)
@@ -211,11 +238,10 @@ class Trainer:
         out = np.empty((len(data), data.classes), dtype=np.float32)
         for start in range(0, len(data), batch_size):
             where = np.arange(start, min(start + batch_size, len(data)))
-            images = self._normalise(self._float(data.batch(where)[0]))
             total = torch.zeros(len(where), data.classes, device=self.device)
-            for view in _views(images, views):
+            for inputs in self._seen(data, where, views):
                 with self._autocast():
-                    logits = model(view)
+                    logits = model(inputs)
                 total += torch.softmax(logits.float(), dim=1)
             out[where] = (total / views).cpu().numpy()
         return out
@@ -254,7 +280,7 @@ class Trainer:
             layer.momentum = None  # type: ignore[assignment]  # None: cumulative mean over batches
             layer.train()
         for where in np.array_split(np.arange(len(data)), -(-len(data) // batch_size)):
-            model(self._normalise(self._float(data.batch(where)[0])))
+            model(self._inputs(data, where))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         model.eval()
