@@ -72,7 +72,7 @@ def on_features(
         }
         for site, parts in prepared.sets.items()
     }
-    unknown = {
+    unknown: dict[str, tuple[ImageSet, NDArray[np.str_]]] = {
         site: (_as_features(images, store, judging), kinds) for site, (images, kinds) in prepared.unknown.items()
     }
     kept = replace(prepared, sets=found, unknown=unknown)
