@@ -135,6 +135,18 @@ def test_plan_trains_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixtur
     assert sorted(p for p in tiny.parent.rglob("*") if "films" not in p.parts) == before
 
 
+def test_plan_knows_what_an_algorithm_sends_and_trains(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arms = "arms={fedavg={}, scaffold={}, ditto={}, fedrep={}, fedper={}}"
+    assert call(["run", str(tiny), arms, "--dry-run", "--json"]) == 0
+    units = {u["arm"]: u for u in json.loads(capsys.readouterr().out)["units"]}
+    steps, sent = units["fedavg"]["steps"], units["fedavg"]["megabytes_per_round"]
+    assert units["ditto"]["steps"] == units["fedrep"]["steps"] == 2 * steps
+    assert units["scaffold"]["steps"] == units["fedper"]["steps"] == steps
+    # A control variate for each weight, none for running statistics.
+    assert 1.9 * sent < units["scaffold"]["megabytes_per_round"] < 2 * sent
+    assert units["fedper"]["megabytes_per_round"] < sent == units["ditto"]["megabytes_per_round"]
+
+
 def test_command_line_outcome(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = str(tiny.parent / "runs")
     assert call(["run", str(tiny), "federation.rounds=1", "--runs", runs]) == 0

@@ -169,6 +169,11 @@ def the_same(config: AlgorithmConfig, layout: Layout, specs: Specs) -> Specs:
     return specs
 
 
+def one_training(config: AlgorithmConfig, local_epochs: int) -> int:
+    """A site trains one model."""
+    return local_epochs
+
+
 def no_note(config: AlgorithmConfig, sites: int) -> str:
     """Nothing special."""
     return ""
@@ -192,6 +197,7 @@ class Algorithm:
         uploads: what one upload holds, from the specs of what travels. Default: the same.
         numbers: names of numbers that go with an upload beyond those of every algorithm.
         newcomer: what a site that took no part uses, in words; empty: the method defines nothing for it.
+        passes: passes over a site's training part in a round, from ``train.local_epochs``; for the plan's estimate.
         note: what the report must say of this method for a number of training sites; empty: nothing.
     """
 
@@ -208,6 +214,7 @@ class Algorithm:
     uploads: Callable[[AlgorithmConfig, Layout, Specs], Specs] = the_same
     numbers: frozenset[str] = frozenset()
     newcomer: str = "the global model"
+    passes: Callable[[AlgorithmConfig, int], int] = one_training
     note: Callable[[AlgorithmConfig, int], str] = no_note
 
     def __reduce__(self) -> tuple[object, ...]:

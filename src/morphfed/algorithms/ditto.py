@@ -72,6 +72,11 @@ def _site(config: AlgorithmConfig) -> DittoSite:
     return DittoSite(keys.lam, keys.personal_epochs)
 
 
+def _passes(config: AlgorithmConfig, local_epochs: int) -> int:
+    personal = cast("DittoConfig", config).personal_epochs
+    return local_epochs + (local_epochs if personal is None else personal)
+
+
 ALGORITHMS.register("ditto")(
     Algorithm(
         name="ditto",
@@ -87,6 +92,7 @@ ALGORITHMS.register("ditto")(
             memory="2 models, whatever the number of sites; each site keeps its personal model",
             cost="2 × local training (1 + personal_epochs / local_epochs)",
         ),
+        passes=_passes,
         note=lambda config, sites: "each site also trains its personal model: more steps a round than FedAvg",
     )
 )

@@ -52,6 +52,11 @@ def _site(config: AlgorithmConfig) -> HeadThenBody:
     return HeadThenBody(cast("FedRepConfig", config).head_epochs)
 
 
+def _passes(config: AlgorithmConfig, local_epochs: int) -> int:
+    head = cast("FedRepConfig", config).head_epochs
+    return head + max(1, local_epochs - head)
+
+
 ALGORITHMS.register("fedrep")(
     Algorithm(
         name="fedrep",
@@ -67,6 +72,7 @@ ALGORITHMS.register("fedrep")(
             memory="2 bodies, whatever the number of sites",
             cost="head_epochs passes over the head, max(1, local_epochs - head_epochs) over the body",
         ),
+        passes=_passes,
         travels=lambda config, layout: body(layout, "fedrep"),
         newcomer="",
         note=lambda config, sites: "classifier and body are trained in turn, which can take more steps than FedAvg's",

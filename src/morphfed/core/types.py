@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,14 @@ class Spec:
     def of(cls, tensor: Tensor) -> Spec:
         """The spec of a tensor."""
         return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of such a tensor."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return math.prod(self.shape) * dtype.itemsize
 
 
 @dataclass(frozen=True)

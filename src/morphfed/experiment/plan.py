@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.experiment.assemble import draft_sites, label_and_split
 from morphfed.experiment.resolve import Resolved, resolve
 from morphfed.experiment.study import Arm, load_study
 from morphfed.experiment.units import Unit, units_of
+
+if TYPE_CHECKING:
+    from morphfed.models.backbone import Backbone
+    from morphfed.models.features import Cut
 
 FORWARD_SHARE = 1 / 3
 """A forward pass costs about a third of a training step."""
@@ -44,7 +48,8 @@ def plan_study(
         for site in study.sites
     }
     report(Event("plan", text="building the networks", done=0, total=1))
-    networks = {name: _network(resolved, arm, measure=measure) for name, arm in arms.items()}
+    timed: dict[str, dict[str, Any]] | None = {} if measure else None
+    networks = {name: _network(resolved, arm, timed) for name, arm in arms.items()}
     units = [_unit(unit, arms[unit.arm], sites, networks[unit.arm]) for unit in units_of(study, arms)]
     features = _features(arms, networks, sites, study.evaluation.views)
     seconds = [u["seconds"] for u in units] + [f["seconds"] for f in features]
@@ -66,52 +71,72 @@ def plan_study(
 _PARTS = ("train", "validation", "test")
 
 
-def _network(resolved: Resolved, arm: Arm, *, measure: bool) -> dict[str, Any]:
-    import torch
-
-    from morphfed.core.types import nbytes
+def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
+    """One arm's network in numbers; ``timed`` holds what has been measured, None: nothing is to be."""
+    from morphfed.core.types import Spec, nbytes
     from morphfed.experiment.features import wants_features
     from morphfed.models.backbone import build
-    from morphfed.models.features import HeadOnly, cut_before_classifier
+    from morphfed.models.features import cut_before_classifier
     from morphfed.models.layout import Layout
     from morphfed.training.features import views_of
-    from morphfed.training.precision import faster_precision, step_seconds
 
     size = resolved.study.data.image_size
     backbone = build(arm.model, classes=len(resolved.study.classes), image_size=size, seed=0, folder=resolved.folder)
     network = backbone.module
     state = network.state_dict()
-    travels = arm.travelling(Layout.of(network, backbone.head))
+    layout = Layout.of(network, backbone.head)
+    initial = {name: state[name] for name in arm.travelling(layout)}
+    uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(t) for name, t in initial.items()})
+    download = arm.algorithm.coordinator(arm.config, initial, layout).download("")
     cut = cut_before_classifier(backbone, image_size=size) if wants_features(arm) else None
     found: dict[str, Any] = {
         "tune": arm.model.tune,
         "feature_views": len(views_of(arm.train.augment)) if cut else None,
         "parameters": sum(p.numel() for p in network.parameters()),
         "trained": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "megabytes": nbytes({name: state[name] for name in travels}) / 1e6,
+        "megabytes": (sum(spec.nbytes for spec in uploads.values()) + nbytes(download)) / 1e6,
         "step_seconds": None,
         "feature_seconds": None,
         "precision": arm.train.precision,
     }
-    if not measure:
-        return found
+    return found | _timing(resolved, arm, backbone, cut, timed) if timed is not None else found
+
+
+def _timing(
+    resolved: Resolved, arm: Arm, backbone: Backbone, cut: Cut | None, timed: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Precision and seconds of a step; arms with the same network and batches share one measurement."""
+    import torch
+
+    from morphfed.models.features import HeadOnly
+    from morphfed.training.precision import faster_precision, step_seconds
+
+    precision = arm.train.precision
+    key = f"{arm.model}|{arm.train.batch_size}|{precision}|{cut is None}"
+    if key in timed:
+        return timed[key]
     device = torch.device(resolved.study.compute.device)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = backbone.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shape: dict[str, Any] = {
+        "image_size": resolved.study.data.image_size,
+        "batch_size": arm.train.batch_size,
+        "device": device,
+    }
+    feature_seconds = None
     before = torch.get_num_threads()
     torch.set_num_threads(resolved.threads)
     try:
-        shape: dict[str, Any] = {"image_size": size, "batch_size": arm.train.batch_size, "device": device}
         if cut is not None:
             # A pass of the whole network trains its head only, so nearly all of it is the forward pass.
-            found["feature_seconds"] = step_seconds(network, precision="fp32", **shape) / arm.train.batch_size
+            feature_seconds = step_seconds(network, precision="fp32", **shape) / arm.train.batch_size
             network, shape["width"] = HeadOnly(network, cut).to(device), cut.width
-            found["precision"] = "fp32" if found["precision"] == "auto" else found["precision"]
-        if found["precision"] == "auto":
-            found["precision"] = faster_precision(network, **shape)
-        found["step_seconds"] = step_seconds(network, precision=found["precision"], **shape)
+        if precision == "auto":
+            precision = "fp32" if cut is not None else faster_precision(network, **shape)  # type: ignore[assignment]
+        seconds = step_seconds(network, precision=precision, **shape)
     finally:
         torch.set_num_threads(before)
-    return found
+    timed[key] = {"precision": precision, "step_seconds": seconds, "feature_seconds": feature_seconds}
+    return timed[key]
 
 
 def _features(
@@ -151,7 +176,7 @@ def _tuning_notes(arms: Mapping[str, Arm], networks: Mapping[str, Mapping[str, A
 def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]) -> dict[str, Any]:
     counts = [int(sites[s]["train"]) for s in unit.trained_on]
     groups = [sum(counts)] if unit.pooled else counts
-    passes = arm.federation.rounds * arm.train.local_epochs
+    passes = arm.federation.rounds * arm.algorithm.passes(arm.config, arm.train.local_epochs)
     steps = passes * sum(-(-n // arm.train.batch_size) for n in groups)
     judged = arm.federation.rounds * sum(int(sites[s]["validation"]) for s in unit.trained_on)
     judged += sum(_tested(unit, name, site) for name, site in sites.items())
@@ -159,7 +184,7 @@ def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network:
     seconds = None
     if step is not None:
         seconds = steps * step + judged / arm.train.batch_size * step * FORWARD_SHARE
-    traffic = 2 * network["megabytes"] * len(unit.trained_on) if unit.moves else 0.0
+    traffic = network["megabytes"] * len(unit.trained_on) if unit.moves else 0.0
     return {
         "arm": unit.arm,
         "model": unit.model,
@@ -207,7 +232,7 @@ def render_plan(plan: Mapping[str, Any]) -> str:
         time = "" if f["seconds"] is None else f": about {_duration(f['seconds'])}"
         lines.append(f"  features of {f['model']}, once for all models: {f['images']} images and views{time}")
     seeds = Counter(u["seed"] for u in plan["units"])
-    lines += ["", f"{len(plan['units'])} units over {len(seeds)} seeds, {plan['jobs']} at once"]
+    lines += ["", f"{len(plan['units'])} units over {len(seeds)} seed{'s' * (len(seeds) > 1)}, {plan['jobs']} at once"]
     if plan["estimated_seconds"] is not None:
         lines[-1] += f": about {_duration(plan['estimated_seconds'])} of training on this machine"
     return "\n".join(lines)
