@@ -15,7 +15,7 @@ import torch
 from morphfed.core.files import read_json, sha256_file, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.seeding import derive
-from morphfed.core.types import Spec, Tensors
+from morphfed.core.types import Spec, Tensors, nbytes
 from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.predictions import Predictions, write_predictions
 from morphfed.evaluation.unknown import Strangers, write_strangers
@@ -307,6 +307,8 @@ def _settle(
         progress.bytes_up += up if unit.moves else 0
         progress.bytes_down += down if unit.moves else 0
 
+    if study.evaluation.calibrate == "temperature" or study.evaluation.unknown:
+        moved(0, nbytes(model) * len(transport.sites))  # the finished model; one download serves both
     if study.evaluation.calibrate == "temperature":
         fitted = fit_temperature(transport, model, **how)
         moved(fitted.bytes_up, fitted.bytes_down)

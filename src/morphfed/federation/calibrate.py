@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from morphfed.core.errors import FederationError
-from morphfed.core.types import Tensors, nbytes
+from morphfed.core.types import Tensors
 from morphfed.federation.statistics import TEMPERATURE, added_up
 from morphfed.privacy.egress import NUMBER_BYTES
 from morphfed.tasks.temperature import POINTS, RANGE, bracket, grid, vertex
@@ -32,7 +32,7 @@ class Temperature:
         images: validation images behind it, all sites together.
         loss_before: their mean log loss at T = 1; None without images.
         loss_after: the least that the finer grid found.
-        bytes_up, bytes_down: what the fit moved: rows of sums; the model and T to each site.
+        bytes_up, bytes_down: what the fit moved beside the model: rows of sums; T to each site.
         note: why T was left at 1; empty if it was fitted.
     """
 
@@ -66,14 +66,15 @@ def fit_temperature(transport: Transport, model: Tensors, *, rounds: int, views:
 
     losses, images = ask(temperatures)
     row = NUMBER_BYTES * (POINTS + 1) * len(downloads)
-    sent = (nbytes(model) + NUMBER_BYTES) * len(downloads)
+    sent = NUMBER_BYTES * len(downloads)
     if not images:
         return Temperature(1.0, 0, None, None, row, sent, "no training site has validation images")
     before = float(losses[POINTS // 2]) / images
     between = bracket(temperatures, losses)
     if between is None:
         note = (
-            f"the best temperature lies outside {RANGE[0]:g} to {RANGE[1]:g}: too few validation images, or no mistake"
+            f"the best temperature lies outside {RANGE[0]:g} to {RANGE[1]:g} (few validation images, no mistake among "
+            "them, or a model that has hardly learned)"
         )
         return Temperature(1.0, images, before, before, row, sent, note)
     fine = grid(*between)

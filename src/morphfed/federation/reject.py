@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from morphfed.core.types import Tensors, nbytes
+from morphfed.core.types import Tensors
 from morphfed.federation.statistics import CONFIDENCE, added_up
 from morphfed.privacy.egress import NUMBER_BYTES
 from morphfed.tasks.rejection import THRESHOLDS, choose
@@ -26,7 +26,7 @@ class Threshold:
         threshold: cells of less confidence are rejected; None where no site has validation images.
         accepted: share of the validation images that it accepts.
         images: validation images behind it, all sites together.
-        bytes_up, bytes_down: what choosing it moved: histograms; the model and the threshold to each site.
+        bytes_up, bytes_down: what choosing it moved beside the model: histograms; the threshold to each site.
     """
 
     threshold: float | None
@@ -55,7 +55,7 @@ def choose_threshold(
     found = transport.validation_sums(CONFIDENCE, rounds, downloads, THRESHOLDS, temperature=temperature, views=views)
     below, images = added_up(CONFIDENCE, found, len(THRESHOLDS))
     up = NUMBER_BYTES * (len(THRESHOLDS) + 1) * len(downloads)
-    down = (nbytes(model) + NUMBER_BYTES) * len(downloads)
+    down = NUMBER_BYTES * len(downloads)
     if not images:
         return Threshold(None, None, 0, up, down)
     threshold, accepted = choose(below, images)
