@@ -155,7 +155,7 @@ def rows(options: Options) -> list[Row]:
             spread(one, "s"),
             f"torch {spread(other, 's')}",
             f"{spread(ratios(other, one))} ×",
-            note="The sum knows all weights beforehand; ours does not, and its mean of one model is that model to the bit.",
+            note="The sum knows all weights beforehand; ours does not, and its mean of one model is that very model.",
         ),
     )
     return found

@@ -33,8 +33,8 @@ SIZES = {
 }
 NOTE = (
     "Ours: time (in brackets the least processor time) and memory beyond `import torch, timm`, then the whole process "
-    "with these imports. Rivals: whole process; memory is the PSS of all processes; Flower by `run_simulation`, NVFlare "
-    "by `SimEnv`. The ratio is of whole processes. Nobody writes a checkpoint a round."
+    "with these imports. Rivals: whole process; memory is the PSS of all processes; Flower by `run_simulation`, "
+    "NVFlare by `SimEnv`. The ratio is of whole processes. Nobody writes a checkpoint a round."
 )
 
 
