@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from morphfed.algorithms.base import SiteHalf, SiteWork
+from morphfed.algorithms.base import Answer, SiteHalf, SiteWork
 from morphfed.algorithms.mean import Averaging
 from morphfed.core.types import Failure, Spec, Tensors, Upload
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import FederationConfig, Outcome, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.transports.inprocess import InProcess
+from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet
@@ -50,10 +51,9 @@ def travelling(model: nn.Module) -> Tensors:
 class Returning(SiteHalf):
     """Trains nothing: the upload is the network as the download filled it."""
 
-    def train(self, work: SiteWork, download: Tensors) -> tuple[Tensors, FitReport]:
+    def train(self, work: SiteWork, download: Tensors) -> Answer:
         """Give the download back."""
-        state = work.model.state_dict()
-        return {name: state[name] for name in work.travels}, FitReport(0.0, 0, 0)
+        return Answer(work.current(), FitReport(0.0, 0, 0))
 
 
 class _NoPictures:
@@ -68,7 +68,7 @@ def _images(n: int) -> ImageSet:
 
 def idle_federation(model: nn.Module, *, rounds: int, folder: Path, checkpoints: bool) -> Outcome:
     """Two sites with nothing to train: all of the engine but training, validation and, if so wanted, checkpoints."""
-    workspace = Workspace.of(model, "batch")
+    workspace = Workspace.of(model, Layout.of(model))
     mean = (0.5, 0.5, 0.5)
     config = TrainConfig(precision="fp32")
     trainer = Trainer(config, mean=mean, std=mean, device=torch.device("cpu"), seed=0)

@@ -3,6 +3,7 @@
 python nvflare_idle.py INITIAL.npy
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ if __name__ == "__main__":
     )
     finished = recipe.execute(SimEnv(num_clients=2, workspace_root=str(Path("workspace").resolve())))
     folder = Path(finished.get_result())
-    rounds = (folder / "server/simulate_job/metrics/round_metrics.jsonl").read_text().splitlines()
+    lines = (folder / "server/simulate_job/metrics/round_metrics.jsonl").read_text().splitlines()
+    rounds = {json.loads(line)["round"] for line in lines}
     values = np.load(folder / "server/simulate_job/models/server.npy").size
     print(f"finished {len(rounds)} rounds of {values} values", flush=True)
