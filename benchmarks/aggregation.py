@@ -110,8 +110,18 @@ def flower(shapes: list[list[int]]) -> Iterator[Callable[[str], Callable[[], flo
                 questions.close()
 
 
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def compare(name: str, rule: Callable[[list[Tensors]], Tensors], models: list[Tensors], options: Options) -> Row:
-    """One rule against Flower's strategy."""
+    """One rule against Flower's strategy, which is NumPy on one thread."""
     what = {"fedavg": "FedAvg", "fedmedian": "FedMedian"}[name]
     wanted = {"fedavg": 8.0, "fedmedian": 12.0}[name]
     memory = extra_models(rule, models)
@@ -132,7 +142,7 @@ def compare(name: str, rule: Callable[[list[Tensors]], Tensors], models: list[Te
     else:
         turns = alternate([own], options.repeats)
     return Row(
-        f"{what} of ten models of {nbytes(models[0]) / 4e6:.1f} M values",
+        f"{what} of ten models of {nbytes(models[0]) / 4e6:.1f} M values, torch on {torch.get_num_threads()} threads",
         f"{spread(turns[0], 's')}, {memory:.2f} models of memory",
         rival,
         ratio,
@@ -146,12 +156,15 @@ def rows(options: Options) -> list[Row]:
     initial = travelling(small_model() if options.quick else large_model())
     generator = torch.Generator().manual_seed(0)
     models = [{n: torch.randn(t.shape, generator=generator) for n, t in initial.items()} for _ in range(MODELS)]
-    found = [compare("fedavg", mean, models, options), compare("fedmedian", median, models, options)]
-    one, other = alternate([timed(mean, models), timed(plain_sum, models)], options.repeats)
-    found.insert(
-        1,
+    found = []
+    for threads in sorted({1, torch.get_num_threads()}):
+        with torch_threads(threads):
+            found += [compare("fedavg", mean, models, options), compare("fedmedian", median, models, options)]
+    with torch_threads(1):
+        one, other = alternate([timed(mean, models), timed(plain_sum, models)], options.repeats)
+    found.append(
         Row(
-            "the same against a plain torch sum",
+            "FedAvg of ten against a plain torch sum, both on one thread",
             spread(one, "s"),
             f"torch {spread(other, 's')}",
             f"{spread(ratios(other, one))} ×",
