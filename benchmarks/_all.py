@@ -28,11 +28,10 @@ def main() -> int:
     for file in sorted(HERE.glob("[!_]*.py")):
         print(f"… {file.stem}", file=sys.stderr, flush=True)
         done = subprocess.run([sys.executable, str(file), *switches], stdout=subprocess.PIPE, text=True, check=False)
+        rows += [Row(**json.loads(line)) for line in done.stdout.splitlines()]
         if done.returncode:
             failed.append(file.stem)
-            rows.append(Row(file.stem, f"not measured: exit code {done.returncode}"))
-            continue
-        rows += [Row(**json.loads(line)) for line in done.stdout.splitlines()]
+            rows.append(Row(file.stem, f"ended early: exit code {done.returncode}"))
     text = f"{where}{versions()}\n\n{markdown(rows)}"
     sys.stdout.write(text)
     if not parsed.quick:

@@ -1,7 +1,7 @@
 """One row a claim: what was measured, ours, the rival's, the ratio, the target.
 
-A benchmark is a file of this folder with ``rows(options) -> list[Row]`` that ends in ``run(rows)``. It then works on
-its own (``python benchmarks/NAME.py``), in the table of ``make bench`` and in the tests, which run it with ``--quick``.
+A benchmark is a file of this folder with ``rows(options)``, which returns or yields :class:`Row`, that ends in
+``run(rows)``. It then works on its own (``python benchmarks/NAME.py``), in the table of ``make bench`` and in the tests, which run it with ``--quick``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -142,12 +143,15 @@ def options_of(parsed: argparse.Namespace) -> Options:
     return Options(rivals=not parsed.no_rivals, repeats=parsed.repeats)
 
 
-def run(rows: Callable[[Options], list[Row]], description: str | None = None) -> None:
+def run(rows: Callable[[Options], Iterable[Row]], description: str | None = None) -> None:
     """Command line of one benchmark."""
     parsed = parser(description).parse_args()
-    found = rows(options_of(parsed))
-    if parsed.json:
-        for row in found:
-            print(json.dumps(asdict(row), ensure_ascii=False))
-    else:
+    # An end from outside must reach the `finally` that stops what a rival has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    found = []
+    for row in rows(options_of(parsed)):
+        found.append(row)
+        if parsed.json:
+            print(json.dumps(asdict(row), ensure_ascii=False), flush=True)
+    if not parsed.json:
         sys.stdout.write(markdown(found))

@@ -152,26 +152,23 @@ def compare(name: str, rule: Callable[[list[Tensors]], Tensors], models: list[Te
     )
 
 
-def rows(options: Options) -> list[Row]:
+def rows(options: Options) -> Iterator[Row]:
     initial = travelling(small_model() if options.quick else large_model())
     generator = torch.Generator().manual_seed(0)
     models = [{n: torch.randn(t.shape, generator=generator) for n, t in initial.items()} for _ in range(MODELS)]
-    found = []
     for threads in sorted({1, torch.get_num_threads()}):
         with torch_threads(threads):
-            found += [compare("fedavg", mean, models, options), compare("fedmedian", median, models, options)]
+            yield compare("fedavg", mean, models, options)
+            yield compare("fedmedian", median, models, options)
     with torch_threads(1):
         one, other = alternate([timed(mean, models), timed(plain_sum, models)], options.repeats)
-    found.append(
-        Row(
-            "FedAvg of ten against a plain torch sum, both on one thread",
-            spread(one, "s"),
-            f"torch {spread(other, 's')}",
-            f"{spread(ratios(other, one))} ×",
-            note="The sum knows all weights beforehand; ours does not, and its mean of one model is that very model.",
-        ),
+    yield Row(
+        "FedAvg of ten against a plain torch sum, both on one thread",
+        spread(one, "s"),
+        f"torch {spread(other, 's')}",
+        f"{spread(ratios(other, one))} ×",
+        note="The sum knows all weights beforehand; ours does not, and its mean of one model is that very model.",
     )
-    return found
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -160,22 +160,18 @@ def measure(size: str, options: Options, folder: Path) -> Row:
     )
 
 
-def rows(options: Options) -> list[Row]:
-    found = []
+def rows(options: Options) -> Iterator[Row]:
     sizes = ("small",) if options.quick else ("small", "large")
     for size in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            found.append(measure(size, options, Path(folder)))
+            yield measure(size, options, Path(folder))
     size = sizes[-1]
     kept = [ours(size, checkpoints=True) for _ in range(options.repeats)]
-    found.append(
-        Row(
-            f"the same, {SIZES[size][0].split(', ')[1]}, with a checkpoint on disk every round",
-            told(kept),
-            note="What a study does; the disk decides.",
-        )
+    yield Row(
+        f"the same, {SIZES[size][0].split(', ')[1]}, with a checkpoint on disk every round",
+        told(kept),
+        note="What a study does; the disk decides.",
     )
-    return found
 
 
 if __name__ == "__main__":
