@@ -1,7 +1,8 @@
 """One row a claim: what was measured, ours, the rival's, the ratio, the target.
 
 A benchmark is a file of this folder with ``rows(options)``, which returns or yields :class:`Row`, that ends in
-``run(rows)``. It then works on its own (``python benchmarks/NAME.py``), in the table of ``make bench`` and in the tests, which run it with ``--quick``.
+``run(rows)``. It then works on its own (``python benchmarks/NAME.py``), in the table of ``make bench`` and in the
+tests, which run it with ``--quick``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ def test_one_file_prints_rows_for_the_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = load("_table")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["x", "--no-rivals", "--repeats", "3", "--json"])
     table.run(lambda options: [table.Row("µ", str(options))])
     (line,) = capsys.readouterr().out.splitlines()
