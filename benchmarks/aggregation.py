@@ -8,6 +8,7 @@ Both sides hold the ten models in memory and take turns; Flower answers from a p
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import tempfile
 import time
@@ -51,10 +52,12 @@ def plain_sum(models: list[Tensors]) -> Tensors:
 
 
 def timed(rule: Callable[[list[Tensors]], Tensors], models: list[Tensors]) -> Callable[[], float]:
+    clock = time.process_time if one_thread() else time.perf_counter
+
     def once() -> float:
-        start = time.perf_counter()
+        start = clock()
         rule(models)
-        return time.perf_counter() - start
+        return clock() - start
 
     return once
 
@@ -100,7 +103,7 @@ def flower(shapes: list[list[int]]) -> Iterator[Callable[[str], Callable[[], flo
                     answer = answers.readline()
                     if not answer:
                         raise NotMeasuredError(f"Flower's {strategy} ended with an error")
-                    return float(answer)
+                    return float(answer.split()[1 if one_thread() else 0])
 
                 return once
 
@@ -108,6 +111,11 @@ def flower(shapes: list[list[int]]) -> Iterator[Callable[[str], Callable[[], flo
                 yield ask
             finally:
                 questions.close()
+
+
+def one_thread() -> bool:
+    """Then processor time is measured, which other programs of the machine disturb least; else wall time."""
+    return torch.get_num_threads() == 1
 
 
 @contextmanager
@@ -138,11 +146,12 @@ def compare(name: str, rule: Callable[[list[Tensors]], Tensors], models: list[Te
         quotients = ratios(turns[1], turns[0])
         rival = f"flwr {spread(turns[1], 's')}"
         ratio = f"{spread(quotients)} ×; fastest {min(turns[1]) / min(turns[0]):.3g} ×"
-        met = sorted(quotients)[len(quotients) // 2] >= wanted and (name == "fedmedian" or memory <= 2)
+        met = statistics.median(quotients) >= wanted and (name == "fedmedian" or memory <= 2)
     else:
         turns = alternate([own], options.repeats)
     return Row(
-        f"{what} of ten models of {nbytes(models[0]) / 4e6:.1f} M values, torch on {torch.get_num_threads()} threads",
+        f"{what} of ten models of {nbytes(models[0]) / 4e6:.1f} M values, "
+        + ("processor time" if one_thread() else f"wall time, torch on {torch.get_num_threads()} threads"),
         f"{spread(turns[0], 's')}, {memory:.2f} models of memory",
         rival,
         ratio,
@@ -163,7 +172,7 @@ def rows(options: Options) -> Iterator[Row]:
     with torch_threads(1):
         one, other = alternate([timed(mean, models), timed(plain_sum, models)], options.repeats)
     yield Row(
-        "FedAvg of ten against a plain torch sum, both on one thread",
+        "FedAvg of ten against a plain torch sum, processor time",
         spread(one, "s"),
         f"torch {spread(other, 's')}",
         f"{spread(ratios(other, one))} ×",

@@ -2,7 +2,8 @@
 
     python flwr_aggregate.py SHAPES.json MODELS
 
-Reads ``fedavg`` or ``fedmedian`` from stdin, one a line, and answers each with the seconds that it took.
+Reads ``fedavg`` or ``fedmedian`` from stdin, one a line, and answers each with the seconds that
+it took, of wall and of processor time.
 """
 
 import json
@@ -37,12 +38,12 @@ def main() -> None:
         # FedMedian empties the records that it is given: hand out new ones with the same arrays.
         replies = [reply(i + 1, ArrayRecord(dict(arrays.items()))) for i, arrays in enumerate(models)]
         strategy = STRATEGIES[line.strip()]()
-        start = time.perf_counter()
+        start, working = time.perf_counter(), time.process_time()
         arrays, _ = strategy.aggregate_train(1, replies)
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - working
         if arrays is None or len(arrays) != len(shapes):
             raise SystemExit("nothing was aggregated")
-        print(seconds, flush=True)
+        print(seconds, cpu, flush=True)
 
 
 if __name__ == "__main__":
