@@ -44,12 +44,12 @@ format: $(READY) ## rewrite the sources as ruff would have them
 docs-check: $(READY) ## run the code and follow the links of README.md and docs/
 	@$(QUIET) $(BIN)/python -m pytest -s tests/test_docs.py
 
-bench: $(READY) ## run every benchmark in benchmarks/
+bench: $(READY) ## one table of all benchmarks, beside other frameworks (installed in .bench/)
 	@scripts/bench
 
 clean: ## remove caches; keeps .venv and runs/
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv too
-	@rm -rf .venv
+distclean: clean ## remove .venv and .bench too
+	@rm -rf .venv .bench

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from _table import Options, Row, run
 from morphfed.algorithms.base import ALGORITHMS
 from morphfed.core.seeding import derive, numpy_stream, torch_stream
 from morphfed.core.types import Spec
@@ -61,12 +63,13 @@ def image_set(store: Memory, start: int, n: int) -> ImageSet:
 class Setting:
     """One network, one store, the sites' sets."""
 
-    def __init__(self, model: str, size: int, precision: str, rounds: int) -> None:
+    def __init__(self, model: str, size: int, precision: str, rounds: int, *, share: int = 1) -> None:
         self.size, self.rounds = size, rounds
         self.config = TrainConfig(precision=precision, batch_size=16)  # type: ignore[arg-type]
-        store = Memory(sum(SITES.values()) + VALIDATION * len(SITES), size)
+        counts = {name: n // share for name, n in SITES.items()}
+        store = Memory(sum(counts.values()) + VALIDATION * len(SITES), size)
         self.train, self.validation, start = {}, {}, 0
-        for name, n in SITES.items():
+        for name, n in counts.items():
             self.train[name] = image_set(store, start, n)
             self.validation[name] = image_set(store, start + n, VALIDATION)
             start += n + VALIDATION
@@ -196,6 +199,30 @@ def measure(setting: Setting, algorithm: str, pairs: int) -> dict[str, float]:
     }
 
 
+def rows(options: Options) -> list[Row]:
+    """For the table: fewer pairs and shorter rounds than the figures of docs/performance.md."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        size, share = (64, 32) if options.quick else (96, 1)
+        setting = Setting("torchvision/squeezenet1_1", size, "bf16", 1, share=share)
+        found = {name: measure(setting, name, options.repeats) for name in ("fedavg", "fedprox")}
+    finally:
+        torch.set_num_threads(threads)
+    return [
+        Row(
+            f"a {name} round over a bare PyTorch loop, SqueezeNet 1.1",
+            f"{ratio['median'] * ratio['bare_seconds']:.3g} s",
+            f"bare loop {ratio['bare_seconds']:.3g} s",
+            f"{ratio['median']:.3g} ({ratio['low']:.3g} – {ratio['high']:.3g}) ×; fastest {ratio['fastest']:.3g} ×",
+            "≤ 1.05 ×",
+            None if options.quick else ratio["median"] <= 1.05,
+            "Times are the fastest of the bare loop, and that times the median of the paired ratios.",
+        )
+        for name, ratio in found.items()
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="torchvision/squeezenet1_1")
@@ -204,6 +231,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    # The switches that every benchmark has choose the table's rows instead.
+    if {"--json", "--quick", "--repeats", "--no-rivals"} & {word.split("=")[0] for word in sys.argv[1:]}:
+        return run(rows, __doc__)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     setting = Setting(options.model, options.size, options.precision, options.rounds)

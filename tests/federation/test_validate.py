@@ -83,3 +83,17 @@ def test_one_bad_number_anywhere_is_found(where: int, value: float, dtype: torch
     name, at = ("x", where) if where < 5 else ("y", where - 5)
     tensors[name][at] = value
     assert first_not_finite(tensors) == name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_sum_that_overflows_is_no_infinity(dtype: torch.dtype) -> None:
+    top = torch.full((3, 5), torch.finfo(dtype).max, dtype=dtype)
+    assert not bool(top.sum().isfinite())
+    assert first_not_finite({"a": top, "none": torch.zeros(0, dtype=dtype), "counter": torch.arange(3)}) is None
+    top[2, 4] = math.nan
+    assert first_not_finite({"a": top}) == "a"
+
+
+def test_infinities_of_either_sign_do_not_cancel_out() -> None:
+    assert first_not_finite({"good": torch.ones(2), "bad": torch.tensor([math.inf, 1.0, -math.inf])}) == "bad"
+    assert first_not_finite({}) is None

@@ -161,3 +161,16 @@ def test_prediction_over_views_is_the_mean_and_blind_to_turns() -> None:
 def test_two_reports_add_up_and_the_loss_is_the_mean_over_all_images() -> None:
     # (1 · 30 + 4 · 10) / 40
     assert FitReport(1.0, 3, 30) + FitReport(4.0, 2, 10) == FitReport(1.75, 5, 40)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (1, 3, 8, 8), (2, 3, 1, 1), (0, 3, 4, 4)])
+def test_normalisation_is_the_same_to_the_bit_in_every_memory_layout(shape: tuple[int, ...]) -> None:
+    by_hand = Trainer(
+        TrainConfig(precision="fp32"), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), device=torch.device("cpu"), seed=0
+    )
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.25])
+    expected = torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
+    turned = images.transpose(2, 3).contiguous().transpose(2, 3)
+    for laid in (images.clone(), images.clone().contiguous(memory_format=torch.channels_last), turned):
+        assert torch.equal(by_hand._normalise(laid), expected)

@@ -120,10 +120,10 @@ class RoundLoop:
             self._exchange_counts()
         while self._progress.round < self._config.rounds:
             self._round(self._progress.round + 1)
+        last, last_sites = self._snapshot()
         if self._progress.best_round == 0:  # no validation images anywhere
             self._progress.best_round = self._progress.round
-            self._best, self._best_sites = self._snapshot()
-        last, last_sites = self._snapshot()
+            self._best, self._best_sites = last, last_sites
         return Outcome(last, self._best, last_sites, self._best_sites, self._progress)
 
     def _exchange_counts(self) -> None:

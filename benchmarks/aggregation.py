@@ -1,0 +1,184 @@
+"""Mean and median of ten models of 21.3 million values, against Flower's strategies and a plain torch sum.
+
+Both sides hold the ten models in memory and take turns; Flower answers from a process in its own environment.
+
+    python benchmarks/aggregation.py [--quick] [--no-rivals] [--repeats 7]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from _engine import large_model, small_model, travelling
+from _memory import forget_peak, peak, resident
+from _rivals import SCRIPTS, environment, variables
+from _table import NotMeasuredError, Options, Row, alternate, ratios, run, spread
+from morphfed.algorithms.mean import RunningMean
+from morphfed.algorithms.order import coordinate_median, over_names
+from morphfed.core.types import Tensors, nbytes
+
+MODELS = 10
+
+
+def mean(models: list[Tensors]) -> Tensors:
+    """As the round loop does it: fold in one at a time."""
+    running = RunningMean()
+    for number, model in enumerate(models, 1):
+        running.add(model, 100.0 + number)
+    return running.result()
+
+
+def median(models: list[Tensors]) -> Tensors:
+    return over_names(coordinate_median, models)
+
+
+def plain_sum(models: list[Tensors]) -> Tensors:
+    """The shortest that torch offers."""
+    weights = [100.0 + number for number in range(1, len(models) + 1)]
+    found = {name: tensor * (weights[0] / sum(weights)) for name, tensor in models[0].items()}
+    for model, weight in zip(models[1:], weights[1:], strict=True):
+        for name, tensor in model.items():
+            found[name].add_(tensor, alpha=weight / sum(weights))
+    return found
+
+
+def timed(rule: Callable[[list[Tensors]], Tensors], models: list[Tensors]) -> Callable[[], float]:
+    clock = time.process_time if one_thread() else time.perf_counter
+
+    def once() -> float:
+        start = clock()
+        rule(models)
+        return clock() - start
+
+    return once
+
+
+def extra_models(rule: Callable[[list[Tensors]], Tensors], models: list[Tensors]) -> float:
+    """Highest memory of one aggregation, its result included, in models."""
+    forget_peak()
+    before = resident()
+    rule(models)
+    return (peak() - before) / nbytes(models[0])
+
+
+@contextmanager
+def flower(shapes: list[list[int]]) -> Iterator[Callable[[str], Callable[[], float]]]:
+    """Flower with its own ten models, ready to aggregate them on demand.
+
+    Raises:
+        NotMeasuredError: it cannot be installed or does not answer.
+    """
+    python = environment("flwr")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "shapes.json"
+        file.write_text(json.dumps(shapes))
+        command = [str(python), str(SCRIPTS / "flwr_aggregate.py"), str(file), str(MODELS)]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=variables(),
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            questions, answers = process.stdin, process.stdout
+            if answers.readline().strip() != "ready":
+                raise NotMeasuredError("Flower's aggregation did not start")
+
+            def ask(strategy: str) -> Callable[[], float]:
+                def once() -> float:
+                    questions.write(f"{strategy}\n")
+                    questions.flush()
+                    answer = answers.readline()
+                    if not answer:
+                        raise NotMeasuredError(f"Flower's {strategy} ended with an error")
+                    return float(answer.split()[1 if one_thread() else 0])
+
+                return once
+
+            try:
+                yield ask
+            finally:
+                questions.close()
+
+
+def one_thread() -> bool:
+    """Then processor time is measured, which other programs of the machine disturb least; else wall time."""
+    return torch.get_num_threads() == 1
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def compare(name: str, rule: Callable[[list[Tensors]], Tensors], models: list[Tensors], options: Options) -> Row:
+    """One rule against Flower's strategy, which is NumPy on one thread."""
+    what = {"fedavg": "FedAvg", "fedmedian": "FedMedian"}[name]
+    wanted = {"fedavg": 8.0, "fedmedian": 12.0}[name]
+    memory = extra_models(rule, models)
+    rival, ratio, met = "not asked for", "–", None
+    own = timed(rule, models)
+    turns: list[list[float]] = []
+    if options.rivals:
+        try:
+            with flower([list(t.shape) for t in models[0].values()]) as ask:
+                turns = alternate([own, ask(name)], options.repeats)
+        except NotMeasuredError as why:
+            rival = f"not measured: {why}"
+    if turns:
+        quotients = ratios(turns[1], turns[0])
+        rival = f"flwr {spread(turns[1], 's')}"
+        ratio = f"{spread(quotients)} ×; fastest {min(turns[1]) / min(turns[0]):.3g} ×"
+        met = statistics.median(quotients) >= wanted and (name == "fedmedian" or memory <= 2)
+    else:
+        turns = alternate([own], options.repeats)
+    return Row(
+        f"{what} of ten models of {nbytes(models[0]) / 4e6:.1f} M values, "
+        + ("processor time" if one_thread() else f"wall time, torch on {torch.get_num_threads()} threads"),
+        f"{spread(turns[0], 's')}, {memory:.2f} models of memory",
+        rival,
+        ratio,
+        f"≥ {wanted:g} ×" + (", ≤ 2 models" if name == "fedavg" else ""),
+        met,
+        "Memory is what the aggregation adds at its highest to the ten models, its result included.",
+    )
+
+
+def rows(options: Options) -> Iterator[Row]:
+    initial = travelling(small_model() if options.quick else large_model())
+    generator = torch.Generator().manual_seed(0)
+    models = [{n: torch.randn(t.shape, generator=generator) for n, t in initial.items()} for _ in range(MODELS)]
+    for threads in sorted({1, torch.get_num_threads()}):
+        with torch_threads(threads):
+            yield compare("fedavg", mean, models, options)
+            yield compare("fedmedian", median, models, options)
+    with torch_threads(1):
+        one, other = alternate([timed(mean, models), timed(plain_sum, models)], options.repeats)
+    yield Row(
+        "FedAvg of ten against a plain torch sum, processor time",
+        spread(one, "s"),
+        f"torch {spread(other, 's')}",
+        f"{spread(ratios(other, one))} ×",
+        note="The sum knows all weights beforehand; ours does not, and its mean of one model is that very model.",
+    )
+
+
+if __name__ == "__main__":
+    run(rows, __doc__)
