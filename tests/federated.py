@@ -99,6 +99,8 @@ class Federation:
         shared = settings.loss.prior == "federation"
         statistics = (class_counts(2) if shared else {}) | (temperature_losses() if calibrate else {})
         declaration = Declaration(uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS, statistics)
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
         self.sites = [
             Site(
                 name,

@@ -17,9 +17,9 @@ from morphfed.core.files import sha256_file
 # Each script arms one trap, then runs the command line as a user would.
 TRAPS = {
     "in the cache, between a segment and its commit": """
-from morphfed.data import cache
-real = cache.write_json
-cache.write_json = lambda *a: kill() if calls("commit") == 1 else real(*a)
+from morphfed.data import segments
+real = segments.write_json
+segments.write_json = lambda *a: kill() if calls("commit") == 1 else real(*a)
 """,
     "in a round, in the middle of a site's training": """
 from morphfed.training.trainer import Trainer
