@@ -102,6 +102,11 @@ def idle_federation(model: nn.Module, *, rounds: int, folder: Path, checkpoints:
     return loop.run()
 
 
+def one_epoch(trainer: Trainer, images: ImageSet) -> int:
+    """Draw an epoch's batches as training does; the number of images seen."""
+    return sum(len(labels) for _, labels in trainer._batches(images, "site", 1, 1))
+
+
 class Generated:
     """A transport whose sites are made up one at a time: site k uploads a model full of k.
 

@@ -144,6 +144,11 @@ def options_of(parsed: argparse.Namespace) -> Options:
     return Options(rivals=not parsed.no_rivals, repeats=parsed.repeats)
 
 
+def rows_are_wanted() -> bool:
+    """For a benchmark with switches of its own: whether it was called with those that every benchmark has."""
+    return bool({"--json", "--quick", "--repeats", "--no-rivals"} & {word.split("=")[0] for word in sys.argv[1:]})
+
+
 def run(rows: Callable[[Options], Iterable[Row]], description: str | None = None) -> None:
     """Command line of one benchmark."""
     parsed = parser(description).parse_args()

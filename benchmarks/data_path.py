@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from _engine import one_epoch
 from _table import Options, Row, alternate, ratios, run, spread
-from morphfed.data.augment import AugmentConfig
+from morphfed.data.augment import NO_AUGMENTATION
 from morphfed.data.cache import ImageStore, Picture
 from morphfed.data.synthetic import SyntheticSite, write_films
 from morphfed.training.config import TrainConfig
@@ -33,7 +34,6 @@ from morphfed.training.trainer import Trainer
 FILE_PX = 360
 SIZE = 96
 BATCH = 32
-NO_AUGMENTATION = AugmentConfig(flips=False, right_angles=False, rotate_degrees=0, scale=0, shift=0, strength=0)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -59,7 +59,7 @@ def our_epoch(files: list[Path], labels: np.ndarray, cache: Path) -> tuple[Calla
 
     def epoch() -> float:
         start = time.perf_counter()
-        seen = sum(len(labels) for _, labels in trainer._batches(data, "site", 1))
+        seen = one_epoch(trainer, data)
         assert seen == len(files)
         return len(files) / (time.perf_counter() - start)
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from _table import Options, Row, run
+from _table import Options, Row, rows_are_wanted, run
 from morphfed.algorithms.base import ALGORITHMS
 from morphfed.core.seeding import derive, numpy_stream, torch_stream
 from morphfed.core.types import Spec
@@ -231,8 +230,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    # The switches that every benchmark has choose the table's rows instead.
-    if {"--json", "--quick", "--repeats", "--no-rivals"} & {word.split("=")[0] for word in sys.argv[1:]}:
+    if rows_are_wanted():
         return run(rows, __doc__)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
