@@ -174,3 +174,39 @@ def test_normalisation_is_the_same_to_the_bit_in_every_memory_layout(shape: tupl
     turned = images.transpose(2, 3).contiguous().transpose(2, 3)
     for laid in (images.clone(), images.clone().contiguous(memory_format=torch.channels_last), turned):
         assert torch.equal(by_hand._normalise(laid), expected)
+
+
+def test_steps_of_a_round() -> None:
+    """17 images in batches of 8 are 3 steps a pass; with local_steps the passes count in units of local_epochs."""
+    assert TrainConfig(batch_size=8).steps(17, passes=2) == 6
+    steps = TrainConfig(batch_size=8, local_epochs=2, local_steps=5)
+    assert steps.steps(17, passes=2) == steps.steps(1000, passes=2) == 5
+    assert steps.steps(17, passes=4) == 10  # a half that trains a personal model as long again
+    assert steps.steps(17, passes=2, sites=3) == 15
+
+
+@pytest.mark.parametrize(("steps", "images"), [(2, 12), (3, 17), (7, 40)])
+def test_local_steps_break_off_a_pass_or_go_on(steps: int, images: int) -> None:
+    t, model = trainer(batch_size=8, local_steps=steps), network()
+    report = t.fit(model, make_optimizer(t.config, model), image_set(17), site="a", round_number=1, rounds=2)
+    assert (report.steps, report.images) == (steps, images)  # batches of 6, 6, 5 and again
+
+
+def test_as_many_local_steps_as_a_pass_has_change_nothing() -> None:
+    def trained(**keys: object) -> dict[str, torch.Tensor]:
+        t, model = trainer(batch_size=8, **keys), network()
+        optimizer = make_optimizer(t.config, model)
+        for number in (1, 2):
+            t.fit(model, optimizer, image_set(17), site="a", round_number=number, rounds=2)
+        return model.state_dict()
+
+    by_epochs, by_steps = trained(), trained(local_steps=3)
+    assert all(torch.equal(by_epochs[k], by_steps[k]) for k in by_epochs)
+
+
+def test_pooled_images_get_the_steps_of_all_their_sites() -> None:
+    store = Pictures(12)
+    parts = [image_set(4, store), image_set(8, store)]
+    t, model = trainer(batch_size=4, local_steps=2), network()
+    report = t.fit(model, make_optimizer(t.config, model), pool(parts), site="pooled", round_number=1, rounds=1)
+    assert report.steps == 4

@@ -176,8 +176,9 @@ def _tuning_notes(arms: Mapping[str, Arm], networks: Mapping[str, Mapping[str, A
 def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]) -> dict[str, Any]:
     counts = [int(sites[s]["train"]) for s in unit.trained_on]
     groups = [sum(counts)] if unit.pooled else counts
-    passes = arm.federation.rounds * arm.algorithm.passes(arm.config, arm.train.local_epochs)
-    steps = passes * sum(-(-n // arm.train.batch_size) for n in groups)
+    passes = arm.algorithm.passes(arm.config, arm.train.local_epochs)
+    pooled = len(counts) if unit.pooled else 1
+    steps = arm.federation.rounds * sum(arm.train.steps(n, passes=passes, sites=pooled) for n in groups)
     judged = arm.federation.rounds * sum(int(sites[s]["validation"]) for s in unit.trained_on)
     judged += sum(_tested(unit, name, site) for name, site in sites.items())
     step = network["step_seconds"]

@@ -24,6 +24,12 @@ class TrainConfig(Config):
     batch_size: int = Field(16, ge=1, description="images a step")
     local_epochs: int = Field(1, ge=1, description="passes over a site's training part in each round")
     clip: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
+    local_steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimiser steps of a site in each round, in place of local_epochs passes: small sites go over "
+        "their images as often as that takes; pooled images get as many for each site",
+    )
     optimizer_state: Literal["auto", "keep", "reset"] = Field(
         "auto",
         description="between rounds; auto: kept where one site trains alone, reset where models are averaged",
@@ -37,3 +43,15 @@ class TrainConfig(Config):
         description="with model.tune = 'head': compute features once for each image, mirrored and turned; "
         "no other augmentation",
     )
+
+    def steps(self, images: int, *, passes: int, sites: int = 1) -> int:
+        """Optimiser steps of one training.
+
+        Args:
+            images: n of the training part, ≥ 1.
+            passes: over the part; with ``local_steps`` those are counted in ``local_epochs``.
+            sites: K whose images are pooled.
+        """
+        if self.local_steps is None:
+            return passes * -(-images // self.batch_size)
+        return max(1, self.local_steps * sites * passes // self.local_epochs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -34,6 +34,7 @@ class ImageSet:
         classes: number of classes of the study.
         ids: str ``(N,)``, the manifest's paths.
         clusters: str ``(N,)``, patient where known, else the image itself.
+        sites: K whose images these are; more than one where they are pooled.
     """
 
     store: Gather
@@ -42,6 +43,7 @@ class ImageSet:
     classes: int
     ids: NDArray[np.object_]
     clusters: NDArray[np.object_]
+    sites: int = field(default=1, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -64,6 +66,6 @@ def pool(sets: Sequence[ImageSet]) -> ImageSet:
     joined: dict[str, Any] = {
         part.name: np.concatenate([getattr(s, part.name) for s in sets])
         for part in fields(sets[0])
-        if part.name not in {"store", "classes"}
+        if part.name not in {"store", "classes", "sites"}
     }
-    return replace(sets[0], **joined)
+    return replace(sets[0], **joined, sites=sum(s.sites for s in sets))

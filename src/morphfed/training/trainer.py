@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -114,7 +115,7 @@ class Trainer:
         slot: str = "model",
         class_counts: NDArray[np.int64] | None = None,
     ) -> FitReport:
-        """Train for ``local_epochs`` passes; parameters without ``requires_grad`` stay, and so do their norms.
+        """Train for ``local_epochs`` passes or ``local_steps`` steps; parameters without ``requires_grad`` stay, and so do their norms.
 
         Args:
             model: changed in place.
@@ -134,10 +135,11 @@ class Trainer:
         """
         config = self.config
         criterion = self._criterion(data, class_counts)
-        batches = -(-len(data) // config.batch_size)
-        passes = config.local_epochs if epochs is None else epochs
-        total_steps = rounds * passes * batches
-        step = (round_number - 1) * passes * batches
+        steps = config.steps(len(data), passes=config.local_epochs if epochs is None else epochs, sites=data.sites)
+        total_steps = rounds * steps
+        step = (round_number - 1) * steps
+        passes = -(-steps // -(-len(data) // config.batch_size))
+        seen = 0
         stream = site if slot == "model" else f"{site}/{slot}"
         loss_sum = torch.zeros((), device=self.device)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -145,7 +147,7 @@ class Trainer:
         # Layers that draw (dropout) use the global generator: give each site and round its own state of it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", stream, round_number))
-            for images, labels in self._batches(data, stream, round_number, passes):
+            for images, labels in islice(self._batches(data, stream, round_number, passes), steps):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step / total_steps)
                 with self._autocast():
@@ -161,11 +163,11 @@ class Trainer:
                 optimizer.step()
                 step += 1
                 loss_sum += loss.detach() * len(labels)
+                seen += len(labels)
                 self._check(loss_sum, site, round_number, step)
-        images_seen = passes * len(data)
-        mean_loss = float(loss_sum) / images_seen
+        mean_loss = float(loss_sum) / seen
         self._check(loss_sum, site, round_number, step, final=True)
-        return FitReport(mean_loss, passes * batches, images_seen)
+        return FitReport(mean_loss, steps, seen)
 
     def _check(self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False) -> None:
         # Reading a GPU tensor waits for the device, so there it is read once, at the end.

@@ -163,14 +163,20 @@ def _training_sentence(r: Results) -> str:
         said += [f"{train['schedule']} schedule"] if train.get("schedule") else []
         said += [f"weight decay {train['weight_decay']:g}"] if finite(train.get("weight_decay")) is not None else []
         said += [f"batches of {train['batch_size']}"] if train.get("batch_size") else []
-        epochs = train.get("local_epochs")
-        said += [f"{counted(int(epochs), 'local epoch')} a round"] if epochs else []
+        said += _work_of_a_round(train)
         text += f" Every site trained with {', '.join(said)}."
         text += _loss_sentence(train.get("loss"))
     if any(u.get("selected") == "best" for u in r.units):
         text += " The round with the best mean validation score over the training sites was tested"
         text += "; held-out sites took no part in any choice." if r.held_out else "."
     return text
+
+
+def _work_of_a_round(train: Mapping[str, Any]) -> list[str]:
+    if train.get("local_steps"):
+        return [f"{counted(int(train['local_steps']), 'step')} a round"]
+    epochs = train.get("local_epochs")
+    return [f"{counted(int(epochs), 'local epoch')} a round"] if epochs else []
 
 
 def _loss_sentence(loss: Any) -> str:
