@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from morphfed.core.errors import DataError
 from morphfed.data.ontology import load_ontology
 from morphfed.experiment.plan import plan_study, render_plan
-from morphfed.experiment.prepare import load_prepared
+from morphfed.experiment.prepare import coarse_block, coarse_notes, load_prepared
 from morphfed.experiment.runner import Options, run_study
-from morphfed.experiment.study import DataConfig, load_study
+from morphfed.experiment.study import DataConfig, Study, load_study
 from morphfed.models.backbone import ModelConfig, build
 from morphfed.training.dataset import pool
 
@@ -160,6 +160,16 @@ def test_the_plan_counts_them(study: Path, done: tuple[dict[str, Any], Path]) ->
     assert plan["sites"]["birch"]["train"] == int(((rows["site"] == "birch") & (rows["split"] == "train")).sum())
     assert f"{entry['n']} of train are granulocyte: one of neutrophil, eosinophil" in render_plan(plan)
     assert plan_study(study, measure=False)["sites"]["birch"]["coarse"] == []
+
+
+def test_a_class_that_a_site_has_under_a_coarser_label_alone_is_pointed_out() -> None:
+    labels = ["neutrophil", "granulocyte", "granulocyte", "lymphocyte", "eosinophil"]
+    rows = pd.DataFrame({"class": labels, "parent": None, "split": ["train"] * 4 + ["test"]}, dtype=object)
+    rows.loc[[1, 2], "parent"], rows.loc[[1, 2], "class"] = "granulocyte", None
+    block = coarse_block(Study(name="a", classes=CLASSES, sites={"a": {"path": "a"}}), rows)
+    assert [(e["label"], e["n"], e["unseen"]) for e in block] == [("granulocyte", 2, ["eosinophil"])]
+    assert "a: 2 training images are labelled granulocyte, none eosinophil" in coarse_notes("a", block)[0]
+    assert coarse_notes("a", [{**block[0], "unseen": []}]) == []
 
 
 def test_a_head_trains_on_their_stored_features(study: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.experiment.assemble import LeftOut, draft_sites, label_and_split
-from morphfed.experiment.prepare import coarse_block
+from morphfed.experiment.prepare import coarse_block, coarse_notes
 from morphfed.experiment.resolve import Resolved, resolve
 from morphfed.experiment.study import Arm, Study, load_study
 from morphfed.experiment.units import Unit, units_of
@@ -42,6 +42,7 @@ def plan_study(
     if study.data.split.copies_together:
         split_notes.append("the run will look for near-duplicates first, which may move a few images between parts")
     sites = {site: _site(study, manifest.frame, site, left_out) for site in study.sites}
+    coarser = [note for site, block in sites.items() for note in coarse_notes(site, block["coarse"])]
     report(Event("plan", text="building the networks", done=0, total=1))
     timed: dict[str, dict[str, Any]] | None = {} if measure else None
     networks = {name: _network(resolved, arm, timed) for name, arm in arms.items()}
@@ -53,7 +54,7 @@ def plan_study(
         "study": study.name,
         "folds": list(study.sites) if study.holdout == "each" else [],
         "sites": sites,
-        "notes": [*notes, *split_notes, *_tuning_notes(arms, networks)],
+        "notes": [*notes, *split_notes, *coarser, *_tuning_notes(arms, networks)],
         "features": features,
         "units": units,
         "estimated_seconds": None if None in seconds else sum(seconds) / resolved.jobs,

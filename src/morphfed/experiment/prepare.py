@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os.path import commonpath, relpath
 from pathlib import Path, PurePosixPath
@@ -45,7 +45,7 @@ class Prepared:
         cluster_units: site → ``patient`` or ``image``.
         info: site → the ``data.sites`` block of results.json.
         notes: sentences that a user should see.
-        split_notes: those of them that are about the split; each starts with its site's name.
+        split_notes: those of them that are about a site's training part; each starts with its site's name.
         unknown: site → images of none of the classes, labelled -1, and the type of each cell; only with
             ``evaluation.unknown``, and only sites that hold some.
     """
@@ -123,8 +123,9 @@ def _write_prepared(
         site: _site_info(site, study, manifest.for_site(site), prepared, left_out[site], scales[site])
         for site in study.sites
     }
-    notes = [*notes, *split_notes, *coarse_notes(info)]
-    said = {"notes": notes, "split_notes": split_notes, "parents": {k: list(v) for k, v in parents.items()}}
+    about_training = [*split_notes, *(n for site in info for n in coarse_notes(site, info[site].get("coarse", ())))]
+    said = {"notes": [*notes, *about_training], "split_notes": about_training}
+    said |= {"parents": {node: list(below) for node, below in parents.items()}}
     write_json(run / DATA, {"sites": info, **said, "prepared_sha256": sha256_file(run / PREPARED)})
 
 
@@ -138,37 +139,35 @@ def coarse_block(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:
 
     Args:
         study: the classes.
-        rows: of one site, with the column ``parent``.
+        rows: of one site, with the columns ``class``, ``parent`` and ``split``.
     """
     ontology = load_ontology()
-    return [
-        {
-            "label": node,
-            "n": int(n),
-            "classes": list(ontology.classes_below(str(node), study.classes)),
-            "others": list(ontology.uncovered(str(node), study.classes)),
-        }
-        for node, n in rows["parent"].value_counts().items()
-    ]
+    trained = set(rows.loc[rows["split"] == "train", "class"].dropna())
+    found = []
+    for node, n in rows["parent"].value_counts().items():
+        below = ontology.classes_below(str(node), study.classes)
+        others = ontology.uncovered(str(node), study.classes)
+        unseen = [name for name in below if name not in trained]
+        found.append(
+            {"label": str(node), "n": int(n), "classes": list(below), "others": list(others), "unseen": unseen}
+        )
+    return found
 
 
-def coarse_notes(sites: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Where class counts say too little because a site has classes under a coarser label alone.
+def coarse_notes(site: str, block: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Where class counts say too little, because a site has classes under a coarser label alone.
 
     Args:
-        sites: site → its block of results.json.
+        site: its name.
+        block: of :func:`coarse_block`.
     """
-    found = []
-    for site, block in sites.items():
-        for entry in block.get("coarse", ()):
-            unseen = [name for name in entry["classes"] if not block["classes"][name]["train"]]
-            if unseen:
-                found.append(
-                    f"{site}: {entry['n']} training images are labelled {entry['label']}, none {' or '.join(unseen)}: "
-                    "its class counts miss them, so class_balanced and logit_adjusted with train.loss.prior = 'site' "
-                    "take these classes for rare there; 'federation' counts those of all sites"
-                )
-    return found
+    return [
+        f"{site}: {entry['n']} training images are labelled {entry['label']}, none {' or '.join(entry['unseen'])}: "
+        "class_balanced and logit_adjusted with train.loss.prior = 'site' take these classes for rare there; "
+        "'federation' has the counts of all sites"
+        for entry in block
+        if entry["unseen"]
+    ]
 
 
 def _strange(frame: pd.DataFrame, study: Study) -> pd.Series[bool]:
