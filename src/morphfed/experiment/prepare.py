@@ -125,8 +125,8 @@ def _write_prepared(
     }
     about_training = [*split_notes, *(n for site in info for n in coarse_notes(site, info[site].get("coarse", ())))]
     said = {"notes": [*notes, *about_training], "split_notes": about_training}
-    said |= {"parents": {node: list(below) for node, below in parents.items()}}
-    write_json(run / DATA, {"sites": info, **said, "prepared_sha256": sha256_file(run / PREPARED)})
+    coarser = {node: list(below) for node, below in parents.items()}
+    write_json(run / DATA, {"sites": info, **said, "parents": coarser, "prepared_sha256": sha256_file(run / PREPARED)})
 
 
 def coarser_labels(study: Study) -> dict[str, tuple[str, ...]]:

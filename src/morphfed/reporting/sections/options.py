@@ -50,7 +50,8 @@ def _is_arm(r: Results, entry: Mapping[str, Any]) -> bool:
 
 def _doubled(r: Results, entry: Mapping[str, Any]) -> bool:
     """A mean over one site says what the site says."""
-    return r.plain_scope(str(entry["scope"])) != entry["scope"]
+    scope = str(entry["scope"])
+    return r.plain_scope(scope) != scope
 
 
 def _table(r: Results, entries: list[Mapping[str, Any]], key: str, title: str) -> Table:
