@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from morphfed.core.errors import ConfigError
 from morphfed.data.manifest import COLUMNS, SPLITS, Manifest
-from morphfed.data.splits import assign_splits
+from morphfed.data.splits import assign_splits, may_train
 
 SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
 
@@ -222,3 +222,21 @@ def test_the_note_counts_the_copies() -> None:
     twins: list[str | None] = ["x", "x", "x", *[None] * 17]
     notes = assign_splits(build(images(a=20)), SHARES, 0, "label", twins)[1]
     assert any("2 pictures that nearly repeat another" in text for text in notes.sentences)
+
+
+def test_extra_rows_join_training_only_where_nothing_of_theirs_is_tested() -> None:
+    split = {"p": "train", "q": "test"}
+    rows = [{**row, "patient": p, "split": split[p]} for p, row in zip("pqpq", images(a=4), strict=True)]
+    extra = [
+        {"path": "e/0", "patient": "p"},
+        {"path": "e/1", "patient": "q"},
+        {"path": "e/2"},
+        {"path": "e/3", "sha256": "s-a-1"},  # a copy of one of q's
+        {"path": "e/4", "slide": "new"},
+        {"path": "e/5", "slide": "new", "split": "test"},  # the source's own test part
+        {"path": "e/6", "slide": "new", "split": "train"},
+        {"path": "e/7"},
+    ]
+    twins = [None, "t", None, None, *[None] * 7, "t"]
+    found = may_train(build([*rows, *extra]), [False] * 4 + [True] * 8, twins)
+    assert found == [False] * 4 + [True, False, True, False, True, False, True, False]

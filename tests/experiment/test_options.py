@@ -24,6 +24,7 @@ SWITCHES = [
     "evaluation.calibrate=temperature",
     "evaluation.unknown=true",
     "evaluation.adapt=norms",
+    "evaluation.views=8",
 ]
 
 
@@ -120,6 +121,35 @@ def test_adaptation_is_told_apart_from_the_held_out_score(done: tuple[dict[str, 
         assert score == pytest.approx(np.mean(recalls))  # the plain block is of the plain predictions
 
 
+def test_what_each_option_changed_by_hand(done: tuple[dict[str, Any], Path]) -> None:
+    results, run = done
+    folder = run / "units/fedavg/all/seed-0"
+    arm = _arm(results, "fedavg")
+    files = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("predictions", "one-view", "adapted")}
+    assert not np.allclose(files["predictions"]["p/neutrophil"], files["one-view"]["p/neutrophil"])
+
+    def balanced(name: str, site: str) -> float:
+        frame = files[name][files[name]["site"] == site]
+        guess = np.where(frame["p/neutrophil"] >= frame["p/lymphocyte"], "neutrophil", "lymphocyte")
+        return float(np.mean([(guess == c)[frame["truth"] == c].mean() for c in ("neutrophil", "lymphocyte")]))
+
+    found = {(e["option"], e["model"], e["metric"], e["scope"]): e for e in results["options"]}
+    views = found["views", "fedavg", "balanced_accuracy", "mean_training"]
+    sites = ("alder", "birch")
+    assert views["without"] == pytest.approx(np.mean([balanced("one-view", s) for s in sites]))
+    assert views["with"] == pytest.approx(np.mean([balanced("predictions", s) for s in sites]))
+    assert views["difference"] == pytest.approx(views["with"] - views["without"])
+    adapt = found["adapt", "fedavg", "balanced_accuracy", "mean_held_out"]
+    block = arm["sites"]["cedar"]["adapted"]["difference"]
+    assert adapt["difference"] == pytest.approx(block["value"])
+    assert (adapt["low"], adapt["high"]) == pytest.approx((block["low"], block["high"]))
+    ece = found["calibrate", "fedavg", "ece", "cedar"]
+    assert ece["without"] == pytest.approx(arm["sites"]["cedar"]["uncalibrated"]["ece"]["value"])
+    assert ece["with"] == pytest.approx(arm["sites"]["cedar"]["metrics"]["ece"]["value"])
+    assert {e["model"] for e in results["options"]} >= {"fedavg", "local/alder", "local/birch"}
+    assert all(e["low"] <= e["high"] for e in results["options"])
+
+
 def test_the_report_shows_all_of_it(done: tuple[dict[str, Any], Path]) -> None:
     page = (done[1] / "report.html").read_text()
     for key in (
@@ -128,6 +158,9 @@ def test_the_report_shows_all_of_it(done: tuple[dict[str, Any], Path]) -> None:
         "table-unknown-auroc",
         "table-unknown-kinds",
         "table-adaptation",
+        "table-option-views",
+        "table-option-calibrate",
+        "table-option-adapt",
     ):
         assert f'id="{key}"' in page
     assert "every site&#39;s loss used their sum" in page

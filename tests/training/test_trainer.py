@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -210,3 +211,25 @@ def test_pooled_images_get_the_steps_of_all_their_sites() -> None:
     t, model = trainer(batch_size=4, local_steps=2), network()
     report = t.fit(model, make_optimizer(t.config, model), pool(parts), site="pooled", round_number=1, rounds=1)
     assert report.steps == 4
+
+
+def test_images_with_a_coarser_label_train_by_their_classes_together() -> None:
+    data = replace(image_set(12), labels=np.array([0, 1, 2, 3] * 3), parents=((0, 1),))
+    model = network()
+    t = trainer(batch_size=12)
+    p = t.predict(model, data).astype(np.float64)
+    chosen = np.where(data.labels == 3, p[:, 0] + p[:, 1], p[np.arange(12), data.labels % 3])
+    assert t.loss(model, data) == pytest.approx(-np.log(chosen).mean(), rel=1e-5)
+    assert data.class_counts.tolist() == [3, 3, 3]
+    only = data.only(~data.exact)
+    t = trainer(batch_size=3, lr=0.02, schedule="constant")
+    opt = make_optimizer(t.config, model)
+    for number in range(1, 30):
+        t.fit(model, opt, only, site="a", round_number=number, rounds=30)
+    assert t.predict(model, only)[:, :2].sum(axis=1).min() > 0.9
+
+
+def test_pooled_sites_agree_on_the_coarser_labels() -> None:
+    store = Pictures(6)
+    with pytest.raises(ValueError, match="coarser"):
+        pool([image_set(6, store), replace(image_set(6, store), parents=((0, 1),))])

@@ -135,6 +135,27 @@ class Ontology:
         self._known(node)
         return tuple(name for name in classes if node in self.ancestors(name))
 
+    def parents_of(self, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Coarser names that tell something of a cell: node → its classes below, at least two of them and not all.
+
+        A node above every class (leukocyte, in a study of leukocytes) leaves all of them possible.
+        """
+        below = {node: self.classes_below(node, classes) for node in self.nodes}
+        return {node: found for node, found in below.items() if 2 <= len(found) < len(classes)}
+
+    def uncovered(self, node: str, classes: Sequence[str]) -> tuple[str, ...]:
+        """The topmost types below ``node`` that are in no class and above none: what else the name may stand for.
+
+        Immature granulocytes, of granulocyte with the classes neutrophil, eosinophil and basophil.
+        """
+        found: list[str] = []
+        for child in self.children(node):
+            if self.classes_below(child, classes):
+                found += self.uncovered(child, classes)
+            elif child not in classes:
+                found.append(child)
+        return tuple(found)
+
     def is_outside(self, node: str, classes: Sequence[str]) -> bool:
         """Whether a cell of type ``node`` is surely of none of the classes: in none, and no coarser name of one.
 

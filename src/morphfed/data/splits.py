@@ -88,6 +88,33 @@ def assign_splits(
     return Manifest(frame, manifest.root), SplitNotes(sentences)
 
 
+def may_train(manifest: Manifest, extra: Sequence[bool], twins: Sequence[str | None] | None = None) -> list[bool]:
+    """Which rows of ``extra`` can join the training part of a finished split without changing it.
+
+    A row can if no other row of its patient, slide or copies lies in validation or test, and its source does not put
+    the row itself there.
+
+    Args:
+        manifest: rows that are split, and those of ``extra``, whose split is the source's own or null.
+        extra: one value a row; True: the row has no part yet.
+        twins: as in :func:`assign_splits`.
+
+    Returns:
+        One value a row, False for those that are split already.
+    """
+    frame = manifest.frame
+    splits, sites = list(frame["split"]), list(frame["site"])
+    found = [False] * len(frame)
+    for name in manifest.sites:
+        here = [i for i, site in enumerate(sites) if site == name]
+        for unit in _united(_keys(frame, here, twins or [None] * len(frame))):
+            rows = [here[k] for k in unit]
+            seen = any(splits[i] in ("validation", "test") for i in rows if not extra[i])
+            for i in rows:
+                found[i] = extra[i] and not seen and splits[i] in (None, "train")
+    return found
+
+
 def _shares(fractions: Mapping[str, float]) -> NDArray[np.float64]:
     for name, share in fractions.items():
         if name not in SPLITS:
@@ -108,12 +135,6 @@ def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any], twins: Sequenc
     hashes, paths = list(frame["sha256"]), list(frame["path"])
     here.sort(key=lambda i: (hashes[i] or "", paths[i]))
     patients, slides = list(frame["patient"]), list(frame["slide"])
-    keys = [[("patient", patients[i])] if patients[i] else [("slide", slides[i])] if slides[i] else [] for i in here]
-    for key, i in zip(keys, here, strict=True):
-        if hashes[i]:
-            key.append(("sha256", hashes[i]))
-        if twins[i]:
-            key.append(("twins", str(twins[i])))
     kinds = Counter("patient" if patients[i] else "slide" if slides[i] else "image" for i in here)
     splits = list(frame["split"])
     repeated = sum(n - 1 for n in Counter(hashes[i] for i in here if hashes[i]).values())
@@ -123,7 +144,20 @@ def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any], twins: Sequenc
         notes.append(f"{near} pictures that nearly repeat another stay on its side")
     own = [None if classes[i] is None or classes[i] != classes[i] else str(classes[i]) for i in here]
     by = " and ".join(k for k in ("patient", "slide", "image") if kinds[k])
-    return _Site(name, here, own, [splits[i] for i in here], _united(keys), by, notes)
+    units = _united(_keys(frame, here, twins))
+    return _Site(name, here, own, [splits[i] for i in here], units, by, notes)
+
+
+def _keys(frame: pd.DataFrame, here: Sequence[int], twins: Sequence[str | None]) -> list[list[tuple[str, str]]]:
+    """What each of the rows ``here`` shares with the other rows of its unit: patient or slide, bytes, looks."""
+    patients, slides, hashes = list(frame["patient"]), list(frame["slide"]), list(frame["sha256"])
+    keys = [[("patient", patients[i])] if patients[i] else [("slide", slides[i])] if slides[i] else [] for i in here]
+    for key, i in zip(keys, here, strict=True):
+        if hashes[i]:
+            key.append(("sha256", hashes[i]))
+        if twins[i]:
+            key.append(("twins", str(twins[i])))
+    return keys
 
 
 def _united(keys: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:

@@ -35,6 +35,7 @@ __all__ = [
     "default_pairs",
     "holm",
     "p_value",
+    "paired",
     "summarise",
 ]
 
@@ -188,26 +189,37 @@ def _compare(scores: Vectors, a: str, b: str, metric: str, scope: str) -> dict[s
             fix="train both with the same seeds.",
         )
     first, second = (scores.seed_mean(m, scope, metric, seeds) for m in (a, b))
-    if first is None or second is None or not np.isfinite(first[0] - second[0]):
-        return None
-    difference = first - second
     clusters, unit = scores.clusters_of(scope)
-    low, high = interval(difference[1:], clusters)
+    if first is None or second is None or (difference := paired(first, second, clusters)) is None:
+        return None
     return {
         "a": a,
         "b": b,
         "metric": metric,
         "scope": scope,
-        "difference": float(difference[0]),
-        "low": low,
-        "high": high,
-        "p": None if low is None else p_value(float(difference[0]), difference[1:]),
+        **difference,
         "p_holm": None,
         "resamples": scores.resamples,
         "seeds": len(seeds),
         "clusters": clusters,
         "cluster_unit": unit,
     }
+
+
+def paired(first: Floats, second: Floats, clusters: int) -> dict[str, float | None] | None:
+    """``difference``, ``low``, ``high`` and ``p`` of ``first − second``; None where the difference is not defined.
+
+    Args:
+        first, second: vectors ``(1 + B,)`` over the same resamples.
+        clusters: how many were resampled.
+    """
+    difference = first - second
+    if not np.isfinite(difference[0]):
+        return None
+    observed = float(difference[0])
+    low, high = interval(difference[1:], clusters)
+    p = None if low is None else p_value(observed, difference[1:])
+    return {"difference": observed, "low": low, "high": high, "p": p}
 
 
 def p_value(observed: float, replicates: Floats) -> float:

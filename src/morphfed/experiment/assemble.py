@@ -13,13 +13,21 @@ from morphfed.data.decode import decode
 from morphfed.data.manifest import Manifest
 from morphfed.data.ontology import load_ontology
 from morphfed.data.quality.duplicates import twins
+from morphfed.data.quality.measure import hash_all
 from morphfed.data.scale import SiteScale, estimate_scale
-from morphfed.data.splits import assign_splits
+from morphfed.data.splits import assign_splits, may_train
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
     from morphfed.experiment.study import SiteConfig, Study
+
+    Hashes = dict[Path, NDArray[np.bool_] | None]
+
+LeftOut = dict[str, Counter[tuple[str, str]]]
+"""Site → (source label, reason) → images."""
 
 
 def data_root(study: Study, study_folder: Path) -> Path:
@@ -75,7 +83,7 @@ def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tu
 
 def label_and_split(
     manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent
-) -> tuple[Manifest, dict[str, Counter[tuple[str, str]]], list[str]]:
+) -> tuple[Manifest, LeftOut, list[str]]:
     """Map labels to the study's classes and assign the parts.
 
     Args:
@@ -85,30 +93,13 @@ def label_and_split(
         report: progress.
 
     Returns:
-        The manifest with ``split`` and one more column, ``class`` (a class of the study or null); what was left
-        out by site as counts of (source label, reason); sentences of the split.
+        The manifest with ``split`` and two more columns: ``class``, a class of the study or null, and ``parent``, a
+        coarser label that the image is trained with, or null; what was left out; sentences of the split.
     """
-    import pandas as pd
-
-    ontology = load_ontology()
-    frame = manifest.frame.copy()
-    left_out: dict[str, Counter[tuple[str, str]]] = {site: Counter() for site in study.sites}
-    labels: list[str | None] = []
-    nodes = column(frame, "label")
-    for site, own, node, source in zip(frame["site"], frame["source_label"], nodes, frame["source"], strict=True):
-        target = None if node is None else ontology.to_class(node, study.classes)
-        labels.append(target)
-        if node is None:
-            why = ontology.unmapped(own, source)
-            reason = (
-                f"label '{own}' is mapped to no cell type: {why}" if why else f"label '{own}' is not in the ontology"
-            )
-            left_out[site][own, reason] += 1
-        elif target is None:
-            left_out[site][own, f"'{node}' is not a class of this study"] += 1
-    frame["class"] = pd.Series(labels, dtype=object)
+    frame, left_out = _label(manifest, study)
     usable = Manifest(frame[frame["class"].notna()], manifest.root)
-    _refuse_empty(usable, study)
+    coarse = Manifest(frame[frame["parent"].notna()], manifest.root)
+    _refuse_empty(usable, coarse, study)
     held = usable.frame["site"].isin(list(study.held_out))
     # A held-out site is all test, whatever split its source prescribes; training sites keep theirs.
     outside = Manifest(usable.frame[held].assign(split="test"), manifest.root)
@@ -118,29 +109,108 @@ def label_and_split(
         "test": study.data.split.test,
     }
     inside = usable.where(~held)
-    copies = _twins(inside, report) if look and study.data.split.copies_together else None
-    assigned, notes = assign_splits(inside, fractions, study.data.split.seed, "class", copies)
-    rest = Manifest(frame[frame["class"].isna()].assign(split=None), manifest.root)
-    return Manifest.concat([assigned, outside, rest]), left_out, list(notes.sentences)
+    close = look and study.data.split.copies_together
+    hashes = _hashes([*inside.files(), *coarse.files()], report) if close else None
+    assigned, notes = assign_splits(inside, fractions, study.data.split.seed, "class", _twins(inside, hashes))
+    rest = Manifest(frame[frame["class"].isna() & frame["parent"].isna()].assign(split=None), manifest.root)
+    joined = _join_training(assigned, coarse, hashes, left_out)
+    return Manifest.concat([assigned, outside, joined, rest]), left_out, list(notes.sentences)
 
 
-def _twins(manifest: Manifest, report: Reporter) -> list[str | None]:
+def _label(manifest: Manifest, study: Study) -> tuple[pd.DataFrame, LeftOut]:
+    """Each row's class or coarser label (columns ``class`` and ``parent``), and the count of those without either."""
+    import pandas as pd
+
+    ontology = load_ontology()
+    parents = ontology.parents_of(study.classes) if study.data.coarse == "parent" else {}
+    frame = manifest.frame.copy()
+    left_out: LeftOut = {site: Counter() for site in study.sites}
+    classes: list[str | None] = []
+    coarser: list[str | None] = []
+    nodes = column(frame, "label")
+    for site, own, node, source in zip(frame["site"], frame["source_label"], nodes, frame["source"], strict=True):
+        target = None if node is None else ontology.to_class(node, study.classes)
+        trained = node if node in parents and site not in study.held_out else None
+        classes.append(target)
+        coarser.append(trained)
+        if node is None:
+            why = ontology.unmapped(own, source)
+            reason = (
+                f"label '{own}' is mapped to no cell type: {why}" if why else f"label '{own}' is not in the ontology"
+            )
+            left_out[site][own, reason] += 1
+        elif target is None and trained is None:
+            left_out[site][own, _why_not(node, study)] += 1
+    frame["class"] = pd.Series(classes, dtype=object)
+    frame["parent"] = pd.Series(coarser, dtype=object)
+    return frame, left_out
+
+
+def _why_not(node: str, study: Study) -> str:
+    """Why an image of cell type ``node``, which is in no class, takes no part."""
+    below = load_ontology().classes_below(node, study.classes)
+    if study.data.coarse == "leave_out" or not below:
+        return f"'{node}' is not a class of this study"
+    if len(below) == 1:
+        return f"'{node}' may be '{below[0]}', and may be none of the classes"
+    if len(below) == len(study.classes):
+        return f"'{node}' may be any of the classes: it tells nothing"
+    return HELD_OUT_COARSE.format(node)
+
+
+HELD_OUT_COARSE = "'{}' is a coarser name of several classes: trained with, never tested with"
+"""Why a held-out site's image is left out that would be trained with at a training site."""
+
+
+def _join_training(assigned: Manifest, coarse: Manifest, hashes: Hashes | None, left_out: LeftOut) -> Manifest:
+    """The images with a coarser label: in the training part, or left out where that would tear a patient apart.
+
+    The split is made without them, so that what is tested is the same with and without these images.
+    """
+    import pandas as pd
+
+    if not len(coarse):
+        return coarse
+    both = Manifest.concat([assigned, coarse])
+    extra = [False] * len(assigned) + [True] * len(coarse)
+    fits = may_train(both, extra, _twins(both, hashes))[len(assigned) :]
+    frame = coarse.frame.copy()
+    for site, own, given, ok in zip(frame["site"], frame["source_label"], column(frame, "split"), fits, strict=True):
+        if not ok:
+            where = f"its source's own split puts it into {given}" if given not in (None, "train") else ""
+            reason = where or "the rest of its patient, slide or copies is in validation or test"
+            left_out[site][own, f"coarser label; {reason}"] += 1
+    frame["split"] = ["train" if ok else None for ok in fits]
+    kept = [parent if ok else None for parent, ok in zip(frame["parent"], fits, strict=True)]
+    frame["parent"] = pd.Series(kept, index=frame.index, dtype=object)
+    return Manifest(frame, coarse.root)
+
+
+def _hashes(files: Sequence[Path], report: Reporter) -> Hashes:
+    return dict(zip(files, hash_all(list(files), report), strict=True))
+
+
+def _twins(manifest: Manifest, hashes: Hashes | None) -> list[str | None] | None:
     """Near-duplicates within each site; two sites never share a split, the data check names copies between them."""
+    if hashes is None:
+        return None
     found: list[str | None] = [None] * len(manifest.frame)
     files = manifest.files()
     for site in manifest.sites:
         rows = [i for i, name in enumerate(manifest.frame["site"]) if name == site]
-        for row, name in zip(rows, twins([files[i] for i in rows], report), strict=True):
+        for row, name in zip(rows, twins([hashes[files[i]] for i in rows]), strict=True):
             found[row] = name
     return found
 
 
-def _refuse_empty(usable: Manifest, study: Study) -> None:
-    counts = Counter(usable.frame["site"])
+def _refuse_empty(usable: Manifest, coarse: Manifest, study: Study) -> None:
+    counts, coarser = Counter(usable.frame["site"]), Counter(coarse.frame["site"])
     for site in study.sites:
         if counts[site] == 0:
+            only = f" ({coarser[site]} have a coarser one, with which nothing can be tested)" if coarser[site] else ""
             raise DataError(
-                f"Site '{site}': none of its images has a label of this study's classes ({', '.join(study.classes)}).",
+                f"Site '{site}': none of its images has a label of this study's classes "
+                f"({', '.join(study.classes)}){only}.",
                 fix=f"check sites.{site}.path and sites.{site}.source; `morphfed data init` shows what it finds there.",
             )
 

@@ -171,5 +171,6 @@ def _as_features(data: ImageSet, store: FeatureStore, views: tuple[int, ...]) ->
         classes=data.classes,
         ids=data.ids,
         clusters=data.clusters,
+        parents=data.parents,
         views=places,
     )

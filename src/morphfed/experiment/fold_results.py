@@ -103,7 +103,7 @@ def _entry(
     return {
         "held_out": site,
         "training_sites": others,
-        "n": sum(len(part) for part in prepared.sets[site].values()),
+        "n": sum(int(part.exact.sum()) for part in prepared.sets[site].values()),
         "n_train": sum(len(prepared.sets[other]["train"]) for other in others),
         "units": len(units),
         "done": len(done),

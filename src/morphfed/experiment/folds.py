@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from morphfed.experiment.assemble import HELD_OUT_COARSE
 from morphfed.experiment.prepare import Prepared, refuse_untrainable
 from morphfed.training.dataset import ImageSet, pool
 
@@ -45,6 +48,7 @@ def hold_out(prepared: Prepared, study: Study) -> Prepared:
     for site in turned:
         sets[site] = _all_test(sets[site])
         info[site] = {**info[site], "role": "held_out", "classes": _counted_as_test(info[site]["classes"])}
+        info[site] |= _without_coarse(info[site])
         split = {note for note in prepared.split_notes if note.startswith(f"{site}: ")}
         notes = [note for note in notes if note not in split]
     return replace(prepared, sets=sets, info=info, notes=notes)
@@ -52,9 +56,17 @@ def hold_out(prepared: Prepared, study: Study) -> Prepared:
 
 def _all_test(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
     whole = pool(list(parts.values()))
-    empty = {key: getattr(whole, key)[:0] for key in ("rows", "labels", "ids", "clusters")}
-    nothing = replace(whole, **empty)
-    return {"train": nothing, "validation": nothing, "test": whole}
+    nothing = whole.only(np.zeros(len(whole), dtype=np.bool_))
+    return {"train": nothing, "validation": nothing, "test": whole.only(whole.exact)}
+
+
+def _without_coarse(block: dict[str, Any]) -> dict[str, Any]:
+    """What a site's block says of images with a coarser label where the site is held out: they are left out."""
+    coarse = block.get("coarse")
+    if not coarse:
+        return {}
+    left = [{"source_label": e["label"], "n": e["n"], "why": HELD_OUT_COARSE.format(e["label"])} for e in coarse]
+    return {"coarse": [], "n": block["n"] - sum(e["n"] for e in coarse), "left_out": [*block["left_out"], *left]}
 
 
 def _counted_as_test(classes: dict[str, dict[str, int]]) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morphfed.core.progress import Event, Reporter, silent
-from morphfed.experiment.assemble import draft_sites, label_and_split
+from morphfed.experiment.assemble import LeftOut, draft_sites, label_and_split
+from morphfed.experiment.prepare import coarse_block, coarse_notes
 from morphfed.experiment.resolve import Resolved, resolve
-from morphfed.experiment.study import Arm, load_study
+from morphfed.experiment.study import Arm, Study, load_study
 from morphfed.experiment.units import Unit, units_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from morphfed.models.backbone import Backbone
     from morphfed.models.features import Cut
 
@@ -38,15 +41,8 @@ def plan_study(
     manifest, left_out, split_notes = label_and_split(manifest, study, look=False)
     if study.data.split.copies_together:
         split_notes.append("the run will look for near-duplicates first, which may move a few images between parts")
-    frame = manifest.frame[manifest.frame["class"].notna()]
-    sites = {
-        site: {
-            "role": "each" if study.holdout == "each" else "held_out" if site in study.held_out else "train",
-            **{part: int(((frame["site"] == site) & (frame["split"] == part)).sum()) for part in _PARTS},
-            "left_out": sum(left_out[site].values()),
-        }
-        for site in study.sites
-    }
+    sites = {site: _site(study, manifest.frame, site, left_out) for site in study.sites}
+    coarser = [note for site, block in sites.items() for note in coarse_notes(site, block["coarse"])]
     report(Event("plan", text="building the networks", done=0, total=1))
     timed: dict[str, dict[str, Any]] | None = {} if measure else None
     networks = {name: _network(resolved, arm, timed) for name, arm in arms.items()}
@@ -58,7 +54,7 @@ def plan_study(
         "study": study.name,
         "folds": list(study.sites) if study.holdout == "each" else [],
         "sites": sites,
-        "notes": [*notes, *split_notes, *_tuning_notes(arms, networks)],
+        "notes": [*notes, *split_notes, *coarser, *_tuning_notes(arms, networks)],
         "features": features,
         "units": units,
         "estimated_seconds": None if None in seconds else sum(seconds) / resolved.jobs,
@@ -69,6 +65,17 @@ def plan_study(
 
 
 _PARTS = ("train", "validation", "test")
+
+
+def _site(study: Study, frame: pd.DataFrame, site: str, left_out: LeftOut) -> dict[str, Any]:
+    """Images of one site by part; those that train with a coarser label are among ``train``."""
+    here = frame[(frame["site"] == site) & (frame["class"].notna() | frame["parent"].notna())]
+    return {
+        "role": "each" if study.holdout == "each" else "held_out" if site in study.held_out else "train",
+        **{part: int((here["split"] == part).sum()) for part in _PARTS},
+        "coarse": coarse_block(study, here),
+        "left_out": sum(left_out[site].values()),
+    }
 
 
 def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
@@ -205,7 +212,8 @@ def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network:
 def _tested(unit: Unit, name: str, site: Mapping[str, Any]) -> int:
     """Images of a site that the unit predicts: all of them where the site is held out."""
     whole = name == unit.fold or (unit.shared and name not in unit.trained_on)
-    return sum(int(site[part]) for part in _PARTS) if whole else int(site["test"])
+    coarse = sum(int(entry["n"]) for entry in site["coarse"])
+    return sum(int(site[part]) for part in _PARTS) - coarse if whole else int(site["test"])
 
 
 def render_plan(plan: Mapping[str, Any]) -> str:
@@ -217,6 +225,9 @@ def render_plan(plan: Mapping[str, Any]) -> str:
         left = f"  left out {site['left_out']}" if site["left_out"] else ""
         role = "in turn" if site["role"] == "each" else site["role"]
         lines.append(f"  {name:<{width}}  {role:<8}  {parts}{left}")
+        for entry in site["coarse"]:
+            said = f"{entry['n']} of train are {entry['label']}: one of {', '.join(entry['classes'])}"
+            lines.append(f"  {'':<{width}}  {said}")
     if plan["folds"]:
         lines += ["", f"{len(plan['folds'])} folds: each site is held out once, as test only, and the others train;"]
         lines += ["local models are trained once and shared by the folds"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from os.path import commonpath
+from os.path import commonpath, relpath
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from morphfed.data.cache import ImageStore, Picture
 from morphfed.data.manifest import Manifest
 from morphfed.data.ontology import load_ontology
 from morphfed.data.scale import SiteScale, crop_side
-from morphfed.experiment.assemble import column, draft_sites, label_and_split, site_scales
+from morphfed.experiment.assemble import LeftOut, column, draft_sites, label_and_split, site_scales
 from morphfed.training.dataset import ImageSet
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from morphfed.experiment.study import Study
+    from morphfed.tasks.coarse import Parents
 
 PREPARED = "prepared.parquet"
 DATA = "data.json"
@@ -44,7 +45,7 @@ class Prepared:
         cluster_units: site → ``patient`` or ``image``.
         info: site → the ``data.sites`` block of results.json.
         notes: sentences that a user should see.
-        split_notes: those of them that are about the split; each starts with its site's name.
+        split_notes: those of them that are about a site's training part; each starts with its site's name.
         unknown: site → images of none of the classes, labelled -1, and the type of each cell; only with
             ``evaluation.unknown``, and only sites that hold some.
     """
@@ -85,7 +86,7 @@ def prepare(
 def _write_prepared(
     study: Study,
     manifest: Manifest,
-    left_out: Mapping[str, Counter[tuple[str, str]]],
+    left_out: LeftOut,
     scales: Mapping[str, SiteScale],
     store: ImageStore,
     run: Path,
@@ -97,8 +98,9 @@ def _write_prepared(
     frame = manifest.frame
     strange = _strange(frame, study)
     frame = frame.assign(split=frame["split"].mask(strange, UNKNOWN))
-    frame = frame[frame["class"].notna() | strange].reset_index(drop=True)
-    index = {name: i for i, name in enumerate(study.classes)}
+    frame = frame[frame["class"].notna() | frame["parent"].notna() | strange].reset_index(drop=True)
+    parents = coarser_labels(study)
+    index = {name: i for i, name in enumerate((*study.classes, *parents))}
     own = frame["um_per_px"].to_numpy(dtype=float)
     site_scale = frame["site"].map({s: scale.um_per_px for s, scale in scales.items()}).to_numpy(dtype=float)
     um_per_px = np.where(np.isnan(own), site_scale, own)
@@ -110,7 +112,8 @@ def _write_prepared(
     clusters = [p if p is not None else i for p, i in zip(column(frame, "patient"), ids, strict=True)]
     prepared = frame[["path", "site", "split", "sha256", "source_label"]].copy()
     prepared["id"], prepared["cluster"] = ids, clusters
-    prepared["label"] = [NO_CLASS if name is None else index[name] for name in column(frame, "class")]
+    targets = [name or parent for name, parent in zip(column(frame, "class"), column(frame, "parent"), strict=True)]
+    prepared["label"] = [NO_CLASS if name is None else index[name] for name in targets]
     prepared["kind"] = frame["label"]
     prepared["crop_px"] = np.array([np.nan if crop is None else crop for crop in crops])
     prepared["key"] = pd.Series(keys, dtype=object)
@@ -120,8 +123,51 @@ def _write_prepared(
         site: _site_info(site, study, manifest.for_site(site), prepared, left_out[site], scales[site])
         for site in study.sites
     }
-    said = {"notes": [*notes, *split_notes], "split_notes": split_notes}
-    write_json(run / DATA, {"sites": info, **said, "prepared_sha256": sha256_file(run / PREPARED)})
+    about_training = [*split_notes, *(n for site in info for n in coarse_notes(site, info[site].get("coarse", ())))]
+    said = {"notes": [*notes, *about_training], "split_notes": about_training}
+    coarser = {node: list(below) for node, below in parents.items()}
+    write_json(run / DATA, {"sites": info, **said, "parents": coarser, "prepared_sha256": sha256_file(run / PREPARED)})
+
+
+def coarser_labels(study: Study) -> dict[str, tuple[str, ...]]:
+    """The labels that images are trained with beside the classes, in a fixed order, and the classes below each."""
+    return load_ontology().parents_of(study.classes) if study.data.coarse == "parent" else {}
+
+
+def coarse_block(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """What results and plan say of a site's images with a coarser label.
+
+    Args:
+        study: the classes.
+        rows: of one site, with the columns ``class``, ``parent`` and ``split``.
+    """
+    ontology = load_ontology()
+    trained = set(rows.loc[rows["split"] == "train", "class"].dropna())
+    found = []
+    for node, n in rows["parent"].value_counts().items():
+        below = ontology.classes_below(str(node), study.classes)
+        others = ontology.uncovered(str(node), study.classes)
+        unseen = [name for name in below if name not in trained]
+        found.append(
+            {"label": str(node), "n": int(n), "classes": list(below), "others": list(others), "unseen": unseen}
+        )
+    return found
+
+
+def coarse_notes(site: str, block: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Where class counts say too little, because a site has classes under a coarser label alone.
+
+    Args:
+        site: its name.
+        block: of :func:`coarse_block`.
+    """
+    return [
+        f"{site}: {entry['n']} training images are labelled {entry['label']}, none {' or '.join(entry['unseen'])}: "
+        "class_balanced and logit_adjusted with train.loss.prior = 'site' take these classes for rare there; "
+        "'federation' has the counts of all sites"
+        for entry in block
+        if entry["unseen"]
+    ]
 
 
 def _strange(frame: pd.DataFrame, study: Study) -> pd.Series[bool]:
@@ -135,13 +181,17 @@ def _strange(frame: pd.DataFrame, study: Study) -> pd.Series[bool]:
 
 
 def _image_ids(frame: pd.DataFrame) -> list[str]:
-    """``site/path below the site's folder``: what results name an image by, free of the machine's own paths."""
+    """``site/path below the site's folder``: what results name an image by, free of the machine's own paths.
+
+    Images with a coarser label have no say in which folder that is: the others' names, and with them the draws of the
+    bootstrap, are the same without them.
+    """
     ids = [""] * len(frame)
     for site, rows in frame.groupby("site"):
-        folders = [PurePosixPath(p).parent for p in rows["path"]]
+        folders = [PurePosixPath(p).parent for p in rows.loc[rows["parent"].isna(), "path"]]
         common = PurePosixPath(commonpath(folders)) if len(set(folders)) > 1 else folders[0]
         for at, path in zip(rows.index, rows["path"], strict=True):
-            ids[at] = f"{site}/{PurePosixPath(path).relative_to(common)}"
+            ids[at] = f"{site}/{PurePosixPath(relpath(path, common))}"
     return ids
 
 
@@ -176,6 +226,7 @@ def _site_info(
         "left_out": [
             {"source_label": own, "n": n, "why": why} for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
         ],
+        **({"coarse": coarse_block(study, rows.frame)} if study.data.coarse == "parent" else {}),
         **({"unknown": dict(Counter(strange["kind"]).most_common())} if study.evaluation.unknown else {}),
         "um_per_px": scale.um_per_px,
         "scale_from": scale.origin,
@@ -230,7 +281,9 @@ def load_prepared(
     _note_unreadable(frame[~readable], info, failed)
     frame = frame[readable].reset_index(drop=True)
     rows = store.rows_of(frame["key"])
-    sets = {site: _parts(frame, rows, store, site, len(study.classes)) for site in study.sites}
+    index = {name: i for i, name in enumerate(study.classes)}
+    parents = tuple(tuple(index[name] for name in below) for below in saved.get("parents", {}).values())
+    sets = {site: _parts(frame, rows, store, site, len(index), parents) for site in study.sites}
     refuse_untrainable(sets, study)
     units = {site: str(block["cluster_unit"]) for site, block in info.items()}
     split_notes = list(saved.get("split_notes", ()))
@@ -240,25 +293,29 @@ def load_prepared(
 def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], failed: Mapping[str, str]) -> None:
     for site, rows in lost.groupby("site"):
         block = info[str(site)]
+        names = list(block["classes"])
+        coarse = {str(entry["label"]): entry for entry in block.get("coarse", ())}
         for kind in rows.loc[rows["split"] == UNKNOWN, "kind"]:
             block["unknown"][kind] -= 1
         block["unreadable"] = sorted(Path(p).name for p in rows["path"])
         rows = rows[rows["split"] != UNKNOWN]
         block["n"] -= len(rows)
-        for label, split in zip(rows["label"], rows["split"], strict=True):
-            name = list(block["classes"])[int(label)]
-            block["classes"][name][split] -= 1
+        for label, kind, split in zip(rows["label"], rows["kind"], rows["split"], strict=True):
+            if label < len(names):
+                block["classes"][names[int(label)]][split] -= 1
+            else:
+                coarse[str(kind)]["n"] -= 1
         for label, n in Counter(rows["source_label"]).items():
             block["left_out"].append({"source_label": label, "n": n, "why": "the file cannot be read"})
 
 
 def _parts(
-    frame: pd.DataFrame, rows: np.ndarray[Any, np.dtype[np.int64]], store: ImageStore, site: str, classes: int
+    frame: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, site: str, classes: int, parents: Parents
 ) -> dict[str, ImageSet]:
     parts = {}
     for split in ("train", "validation", "test"):
         here = ((frame["site"] == site) & (frame["split"] == split)).to_numpy()
-        parts[split] = _image_set(frame[here], rows[here], store, classes)
+        parts[split] = _image_set(frame[here], rows[here], store, classes, parents)
     return parts
 
 
@@ -275,7 +332,9 @@ def _unknown(
     return found
 
 
-def _image_set(part: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, classes: int) -> ImageSet:
+def _image_set(
+    part: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, classes: int, parents: Parents = ()
+) -> ImageSet:
     return ImageSet(
         store=store,
         rows=rows,
@@ -283,6 +342,7 @@ def _image_set(part: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, c
         classes=classes,
         ids=part["id"].to_numpy(dtype=object),
         clusters=part["cluster"].to_numpy(dtype=object),
+        parents=parents,
     )
 
 
@@ -294,9 +354,10 @@ def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study)
         ConfigError: all training images are of one class.
     """
     for site in study.training_sites:
-        if len(sets[site]["train"]) < 2:
+        exact = int(sets[site]["train"].exact.sum())
+        if exact < 2:
             raise DataError(
-                f"Site '{site}' has {len(sets[site]['train'])} readable training images; at least 2 are needed.",
+                f"Site '{site}' has {exact} readable training images of a class; at least 2 are needed.",
                 fix=f"hold the site out (held_out = ['{site}']), or bring more images.",
             )
     for site in study.held_out:

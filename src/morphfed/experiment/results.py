@@ -21,11 +21,12 @@ from morphfed.evaluation.compare import (
     default_pairs,
     summarise,
 )
+from morphfed.evaluation.options import OPTIONS, gains
 from morphfed.evaluation.predictions import Predictions, read_predictions
 from morphfed.evaluation.site import Role, adaptation, calibration_error, evaluate_site
 from morphfed.evaluation.unknown import judge_strangers, read_strangers
 from morphfed.experiment.environment import describe
-from morphfed.experiment.train_unit import ADAPTED, STRANGERS, is_done, read_unit
+from morphfed.experiment.train_unit import ADAPTED, ONE_VIEW, STRANGERS, is_done, read_unit
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
     from morphfed.training.dataset import ImageSet
 
 SCHEMA = 1
+PREDICTIONS = "predictions.parquet"
 SAMPLES_PER_CLASS = 2
+_Pair = tuple[UnitPredictions, UnitPredictions]
+"""One unit with an option of the judging and without it."""
 PRIMARY = "balanced_accuracy"
 
 
@@ -62,20 +66,21 @@ def build_results(
     done = [unit for unit in units if is_done(unit, run)]
     roles: dict[str, Role] = {site: block["role"] for site, block in prepared.info.items()}
     entries, predicted = [], []
+    versions: dict[str, list[_Pair]] = {name: [] for name in OPTIONS}
     for number, unit in enumerate(done):
         report(Event("evaluate", number, len(done), f"judging {unit.key}"))
-        raw = read_predictions(unit.folder(run) / "predictions.parquet")
-        if unit.shared:
-            raw = {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in raw.items()}
+        raw = _read(unit, run, PREDICTIONS, prepared)
         entry = read_unit(unit, run)
-        temperature = entry.get("calibration", {}).get("temperature", 1.0)
-        found = {site: p.tempered(temperature) for site, p in raw.items()}
+        temperature = entry.get("calibration", {}).get("temperature")
+        found = {site: p.tempered(temperature or 1.0) for site, p in raw.items()}
         entry["sites"] = _judge(unit, found, roles, prepared, resolved)
-        _judge_options(entry, unit, raw, found, roles, run, study)
         entries.append(entry)
-        predicted.append(
-            UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
-        )
+        predicted.append(_predicted(unit, entry, found, roles))
+        adapted = {site: p.tempered(temperature or 1.0) for site, p in _adapted(unit, run, roles).items()}
+        one_view = _read(unit, run, ONE_VIEW, prepared)
+        _judge_options(entry, raw, found, adapted, unit.folder(run), study)
+        for name, (treated, plain) in _versions(raw, found, temperature, adapted, one_view).items():
+            versions[name].append((_predicted(unit, entry, treated, roles), _predicted(unit, entry, plain, roles)))
     report(Event("evaluate", len(done), len(done), "comparing arms"))
     scores = Scores(predicted, resamples=study.evaluation.resamples, seed=0)
     saved = read_json(run / "config.json")
@@ -88,10 +93,54 @@ def build_results(
         "summary": summarise(scores),
         "cross_site": cross_site_matrix(scores, metric=PRIMARY),
         "comparisons": compare_pairs(scores, default_pairs(predicted)),
+        "options": _gains(versions, study.evaluation.resamples),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
     }
     return results, scores
+
+
+def _read(unit: Unit, run: Path, name: str, prepared: Prepared) -> dict[str, Predictions]:
+    """Predictions of a unit, of the images that are test images in this study; {} without such a file."""
+    path = unit.folder(run) / name
+    if name != PREDICTIONS and not path.is_file():
+        return {}
+    found = read_predictions(path)
+    if unit.shared:
+        return {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in found.items()}
+    return found
+
+
+def _predicted(
+    unit: Unit, entry: Mapping[str, Any], found: Mapping[str, Predictions], roles: Mapping[str, Role]
+) -> UnitPredictions:
+    return UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
+
+
+def _versions(
+    raw: Mapping[str, Predictions],
+    found: Mapping[str, Predictions],
+    temperature: float | None,
+    adapted: Mapping[str, Predictions],
+    one_view: Mapping[str, Predictions],
+) -> dict[str, tuple[Mapping[str, Predictions], Mapping[str, Predictions]]]:
+    """Option → what the unit said with it and without it, of the same images; only options that the study asked for."""
+    pairs = {}
+    if one_view:
+        pairs["views"] = (raw, one_view)
+    if temperature is not None:
+        pairs["calibrate"] = (found, raw)
+    if adapted:
+        pairs["adapt"] = (adapted, {site: found[site] for site in adapted})
+    return pairs
+
+
+def _gains(versions: Mapping[str, Sequence[_Pair]], resamples: int) -> list[dict[str, Any]]:
+    found = []
+    for name, pairs in versions.items():
+        treated, plain = [with_it for with_it, _ in pairs], [without for _, without in pairs]
+        found += gains(name, treated, plain, OPTIONS[name], resamples=resamples)
+    return found
 
 
 def describe_study(resolved: Resolved, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,11 +190,10 @@ def _judge(
 
 def _judge_options(
     entry: Mapping[str, Any],
-    unit: Unit,
     raw: Mapping[str, Predictions],
     found: Mapping[str, Predictions],
-    roles: Mapping[str, Role],
-    run: Path,
+    adapted: Mapping[str, Predictions],
+    folder: Path,
     study: Study,
 ) -> None:
     """Add to the sites' blocks what only some studies ask for: before calibration, after adaptation, unknown cells.
@@ -153,6 +201,8 @@ def _judge_options(
     Args:
         raw: as the model said it.
         found: the same at the unit's temperature.
+        adapted: at held-out sites after adaptation, at that temperature too.
+        folder: the unit's.
     """
     resamples, sites = study.evaluation.resamples, entry["sites"]
     temperature = entry.get("calibration", {}).get("temperature", 1.0)
@@ -160,11 +210,10 @@ def _judge_options(
         for site, p in raw.items():
             sites[site]["uncalibrated"] = {"ece": calibration_error(p, resamples=resamples)}
     how = study.evaluation.adapt
-    for site, p in _adapted(unit, run, roles).items():
-        adapted = p.tempered(temperature)
-        sites[site]["adapted"] = adaptation(found[site], adapted, how=how, metric=PRIMARY, resamples=resamples)
+    for site, p in adapted.items():
+        sites[site]["adapted"] = adaptation(found[site], p, how=how, metric=PRIMARY, resamples=resamples)
     if "rejection" in entry:
-        strangers = read_strangers(unit.folder(run) / STRANGERS)
+        strangers = read_strangers(folder / STRANGERS)
         for site, known in found.items():
             met = strangers[site].tempered(temperature) if site in strangers else None
             threshold = entry["rejection"]["threshold"]

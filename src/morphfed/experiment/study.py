@@ -50,6 +50,11 @@ class DataConfig(Config):
     estimate_scale: bool = Field(True, description="estimate µm per pixel from the nuclei where it is unknown")
     pad: Literal["edge", "none"] = Field("none", description="where the field is larger than the picture")
     split: SplitConfig = Field(default_factory=SplitConfig, description="shares of the parts")
+    coarse: Literal["leave_out", "parent"] = Field(
+        "leave_out",
+        description="images whose label is a coarser name of two or more classes; parent: those of training sites are "
+        "trained with, as an image of one of these classes; they are never tested or validated with",
+    )
     min_per_class: int = Field(5, ge=1, description="fewer images of a class at a site are pointed out")
     check: bool = Field(True, description="run the data check before training")
 

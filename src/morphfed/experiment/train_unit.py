@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 DONE = "unit.json"
 ADAPTED = "adapted.parquet"
+ONE_VIEW = "one-view.parquet"
+"""Predictions of the pictures as they are, beside the means over views; only with ``evaluation.views`` above 1."""
 STRANGERS = "unknown.parquet"
 _NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
 
@@ -117,12 +119,13 @@ def train_unit(
     chosen = (
         (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
     )
-    found, strangers, adapted = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
-    write_predictions(folder / "predictions.parquet", found)
-    if adapted:
-        write_predictions(folder / ADAPTED, adapted)
+    said = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
+    write_predictions(folder / "predictions.parquet", said.found)
+    for name, more in ((ONE_VIEW, said.one_view), (ADAPTED, said.adapted)):
+        if more:
+            write_predictions(folder / name, more)
     if study.evaluation.unknown:
-        write_strangers(folder / STRANGERS, strangers, study.classes)
+        write_strangers(folder / STRANGERS, said.strangers, study.classes)
     transport.load_site_states(chosen[1])
     settled = _settle(unit, study, transport, outcome, chosen[0])
     _finish(unit, study, arm, outcome, backbone.module, layout, folder, settled, [stored.note] if stored else [])
@@ -223,6 +226,23 @@ def _save_models(
             weights.save(folder / "sites" / site / f"{name}.safetensors", state, card)
 
 
+@dataclass
+class _Said:
+    """What a model says, by site.
+
+    Attributes:
+        found: of the test images.
+        one_view: of the same as they are, where ``found`` is a mean over views.
+        adapted: of the same at held-out sites, after adaptation.
+        strangers: of cells of none of the classes.
+    """
+
+    found: dict[str, Predictions] = field(default_factory=dict)
+    one_view: dict[str, Predictions] = field(default_factory=dict)
+    adapted: dict[str, Predictions] = field(default_factory=dict)
+    strangers: dict[str, Strangers] = field(default_factory=dict)
+
+
 def _predict(
     unit: Unit,
     arm: Arm,
@@ -232,9 +252,9 @@ def _predict(
     workspace: Workspace,
     model: Tensors,
     sites: dict[str, Tensors],
-) -> tuple[dict[str, Predictions], dict[str, Strangers], dict[str, Predictions]]:
-    """What the model says of each site's test images; of cells of none of the classes; and of the former, adapted."""
-    found, strangers, adapted = {}, {}, {}
+) -> _Said:
+    """Predict at every site."""
+    said = _Said()
     views = study.evaluation.views
     half = arm.algorithm.site(arm.config)
     for name in study.sites:
@@ -244,7 +264,7 @@ def _predict(
             continue
         workspace.load(model)
         _load_own(workspace, trainer, data, half, sites.get(name))
-        found[name] = Predictions(
+        said.found[name] = plain = Predictions(
             classes=study.classes,
             ids=data.ids.astype(str),
             labels=data.labels,
@@ -252,16 +272,18 @@ def _predict(
             clusters=data.clusters.astype(str),
             cluster_unit="patient" if prepared.cluster_units[name] == "patient" else "image",
         )
+        if views != 1:
+            said.one_view[name] = replace(plain, probabilities=trainer.predict(workspace.model, data))
         if name in prepared.unknown:
             images, kinds = prepared.unknown[name]
             probabilities = trainer.predict(workspace.model, images, views=views)
-            strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
+            said.strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
         if name in study.held_out and _adapts(study, arm, workspace):
             with _restored(workspace):
                 trainer.restimate_norms(workspace.model, data)
                 again = trainer.predict(workspace.model, data, views=views)
-            adapted[name] = replace(found[name], probabilities=again)
-    return found, strangers, adapted
+            said.adapted[name] = replace(plain, probabilities=again)
+    return said
 
 
 def _adapts(study: Study, arm: Arm, workspace: Workspace) -> bool:

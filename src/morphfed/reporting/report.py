@@ -76,6 +76,7 @@ def build(results: Results) -> list[Section]:
         left_out,
         methods,
         mistakes,
+        options,
         outcome,
         unknown,
     )
@@ -101,6 +102,7 @@ def build(results: Results) -> list[Section]:
         unknown.unknown,
         classes.masked,
         adaptation.adaptation,
+        options.options,
         data.data,
         mistakes.mistakes,
         cost.cost,

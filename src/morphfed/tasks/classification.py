@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from morphfed.core.config import Config
+from morphfed.tasks.coarse import Parents, parent_weights, with_parents
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,40 +45,80 @@ class LossConfig(Config):
         return self
 
 
-def make_loss(config: LossConfig, class_counts: Tensor) -> Loss:
+def make_loss(config: LossConfig, class_counts: Tensor, parents: Parents = ()) -> Loss:
     """Build a loss for one site.
 
     Args:
         config: which.
         class_counts: integer ``(C,)``, training images of each class, at the site or at all sites (``config.prior``);
-            zeros are allowed.
+            zeros are allowed. Images with a coarser label are not among them.
+        parents: coarser labels that may occur (:mod:`morphfed.tasks.coarse`).
 
     Returns:
-        Function of logits ``(N, C)`` and labels ``(N,)`` that returns the mean loss, a scalar.
+        Function of logits ``(N, C)`` and labels ``(N,)`` in ``0 … C + len(parents) - 1`` that returns the mean loss, a
+        scalar.
     """
     counts = class_counts.to(torch.float32)
+    smoothing = config.label_smoothing
     if config.kind == "focal":
-        return lambda logits, labels: focal_loss(logits, labels, gamma=config.gamma)
+        return lambda logits, labels: focal_loss(logits, labels, gamma=config.gamma, parents=parents)
     if config.kind == "class_balanced":
         weights = class_balanced_weights(counts, beta=config.beta)
-        return lambda logits, labels: F.cross_entropy(
-            logits,
-            labels,
-            weight=weights.to(logits.device, logits.dtype),
-            label_smoothing=config.label_smoothing,
+        weights = parent_weights(weights, counts, parents)
+        return lambda logits, labels: cross_entropy(
+            logits, labels, weight=weights.to(logits.device, logits.dtype), smoothing=smoothing, parents=parents
         )
     if config.kind == "logit_adjusted":
         shift = logit_shift(counts, tau=config.tau)
-        return lambda logits, labels: F.cross_entropy(
-            logits + shift.to(logits.device, logits.dtype), labels, label_smoothing=config.label_smoothing
+        return lambda logits, labels: cross_entropy(
+            logits + shift.to(logits.device, logits.dtype), labels, smoothing=smoothing, parents=parents
         )
-    return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    return lambda logits, labels: cross_entropy(logits, labels, smoothing=smoothing, parents=parents)
 
 
-def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float) -> Tensor:
-    """Mean of ``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, equation 4); γ = 0 is the cross-entropy."""
-    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-    return -((1.0 - log_p.exp()) ** gamma * log_p).mean()
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: Tensor | None = None,
+    smoothing: float = 0.0,
+    parents: Parents = (),
+) -> Tensor:
+    """Weighted mean of ``(1 - ε) (-log p_y) + ε/C Σ_c -log p_c``; for a coarser label p_y is the sum over its classes.
+
+    Without coarser labels it is torch's, to the bit. Smoothing says nothing about the label: its share of the target
+    lies on all C classes alike, whatever the label.
+
+    Args:
+        logits: ``(N, C)``.
+        labels: ``(N,)``, in ``0 … C + len(parents) - 1``.
+        weight: of the labels, ``(C + len(parents),)``; the smoothed share is weighed class by class, as torch does.
+        smoothing: ε in [0, 1).
+        parents: coarser labels.
+    """
+    if not parents:
+        return F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
+    log_p = F.log_softmax(logits, dim=1)
+    loss = F.nll_loss(with_parents(log_p, parents), labels, weight=weight)
+    if smoothing == 0:
+        return loss
+    classes = log_p.shape[1]
+    if weight is None:
+        weight = torch.ones(classes + len(parents), device=log_p.device, dtype=log_p.dtype)
+    spread = -(log_p * weight[:classes]).sum() / weight[labels].sum()
+    return (1.0 - smoothing) * loss + smoothing / classes * spread
+
+
+def focal_loss(logits: Tensor, labels: Tensor, *, gamma: float, parents: Parents = ()) -> Tensor:
+    """Mean of ``-(1 - p_y)^γ log p_y`` (Lin et al. 2017, equation 4); γ = 0 is the cross-entropy.
+
+    For a coarser label p_y is the sum over its classes.
+    """
+    log_p = with_parents(F.log_softmax(logits, dim=1), parents).gather(1, labels[:, None]).squeeze(1)
+    missing = 1.0 - log_p.exp()
+    if 0 < gamma < 1:
+        missing = missing.clamp(min=1e-9)  # the slope of x^γ at 0 is infinite, and p of a coarser label is often 1
+    return -(missing**gamma * log_p).mean()
 
 
 def class_balanced_weights(counts: Tensor, *, beta: float) -> Tensor:

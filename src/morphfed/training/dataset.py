@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from morphfed.tasks.coarse import Parents
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +25,10 @@ class Gather(Protocol):
         ...
 
 
+_SHARED = {"store", "classes", "parents", "sites"}
+"""Fields of a set that are not one entry an image."""
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Labelled images.
@@ -30,11 +36,12 @@ class ImageSet:
     Attributes:
         store: where the pictures are.
         rows: int64 ``(N,)``, rows of the store.
-        labels: int64 ``(N,)``, class indices.
-        classes: number of classes of the study.
+        labels: int64 ``(N,)``, class indices; ``classes + k`` for an image of one of the classes ``parents[k]``.
+        classes: number of classes of the study, C.
         ids: str ``(N,)``, the manifest's paths.
         clusters: str ``(N,)``, patient where known, else the image itself.
         sites: K whose images these are; more than one where they are pooled.
+        parents: the study's coarser labels; only a training part holds images with one.
     """
 
     store: Gather
@@ -44,6 +51,7 @@ class ImageSet:
     ids: NDArray[np.object_]
     clusters: NDArray[np.object_]
     sites: int = field(default=1, kw_only=True)
+    parents: Parents = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -54,18 +62,33 @@ class ImageSet:
         return pixels, torch.from_numpy(self.labels[where])
 
     @property
+    def exact(self) -> NDArray[np.bool_]:
+        """bool ``(N,)``, whether an image's label is a class."""
+        return self.labels < self.classes
+
+    @property
     def class_counts(self) -> NDArray[np.int64]:
-        """int64 ``(C,)``, images of each class."""
-        return np.bincount(self.labels, minlength=self.classes).astype(np.int64)
+        """int64 ``(C,)``, images of each class; those with a coarser label count nowhere."""
+        return np.bincount(self.labels[self.exact], minlength=self.classes).astype(np.int64)
+
+    @property
+    def used_parents(self) -> Parents:
+        """The coarser labels for the loss: none where no image here has one."""
+        return () if self.exact.all() else self.parents
+
+    def only(self, kept: NDArray[np.bool_]) -> ImageSet:
+        """The images for which ``kept`` ``(N,)`` holds."""
+        parts = {p.name: getattr(self, p.name)[kept] for p in fields(self) if p.name not in _SHARED}
+        return replace(self, **parts)
 
 
 def pool(sets: Sequence[ImageSet]) -> ImageSet:
-    """The union of several sites' images, for the centralised arm. All must share one store."""
-    if len({id(s.store) for s in sets}) != 1:
-        raise ValueError("pooled sites must share one image store")
+    """The union of several sites' images, for the centralised arm. All must share one store and coarser labels."""
+    if len({(id(s.store), s.parents) for s in sets}) != 1:
+        raise ValueError("pooled sites must share one image store and the same coarser labels")
     joined: dict[str, Any] = {
         part.name: np.concatenate([getattr(s, part.name) for s in sets])
         for part in fields(sets[0])
-        if part.name not in {"store", "classes", "sites"}
+        if part.name not in _SHARED
     }
     return replace(sets[0], **joined, sites=sum(s.sites for s in sets))

@@ -258,9 +258,8 @@ class Trainer:
         return out
 
     def _criterion(self, data: ImageSet, class_counts: NDArray[np.int64] | None) -> Loss:
-        return make_loss(
-            self.config.loss, torch.from_numpy(data.class_counts if class_counts is None else class_counts)
-        )
+        counts = torch.from_numpy(data.class_counts if class_counts is None else class_counts)
+        return make_loss(self.config.loss, counts, data.used_parents)
 
     def loss(self, model: nn.Module, data: ImageSet, class_counts: NDArray[np.int64] | None = None) -> float:
         """Mean training loss of ``model`` over ``data``, without augmentation and in evaluation mode.

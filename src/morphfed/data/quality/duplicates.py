@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from morphfed.core.progress import Reporter, silent
 from morphfed.data.quality.context import Context, plural
 from morphfed.data.quality.findings import Finding, Level, examples
-from morphfed.data.quality.measure import hash_all
 
 NEAR_BITS = 48
 """Two pictures whose 256-bit perceptual hashes differ in more bits than this show different cells.
@@ -63,14 +60,14 @@ def near_duplicates(context: Context) -> Iterator[Finding]:
     yield from _findings(context, "near-duplicate", "nearly the same picture", groups)
 
 
-def twins(files: list[Path], report: Reporter = silent) -> list[str | None]:
+def twins(hashes: Sequence[NDArray[np.bool_] | None]) -> list[str | None]:
     """For each picture the name of the group of near-duplicates that it is in, or None where it has none.
 
-    Reads every file once. A file that cannot be read has no twin.
+    Args:
+        hashes: perceptual hash of each picture (``measure.hash_all``); None: not readable, so without a twin.
     """
-    hashes = hash_all(files, report)
     readable = [i for i, bits in enumerate(hashes) if bits is not None]
-    names: list[str | None] = [None] * len(files)
+    names: list[str | None] = [None] * len(hashes)
     if len(readable) < 2:
         return names
     for number, group in enumerate(near_groups(np.array([hashes[i] for i in readable]))):

@@ -35,6 +35,8 @@ def labels_outside_classes(context: Context) -> Iterator[Finding]:
         return
     for site, rows in context.by_site():
         outside = rows[rows["label"].notna() & rows["class"].isna()]
+        if "parent" in outside:  # of a run that trains with coarser labels
+            outside = outside[outside["parent"].isna()]
         if len(outside):
             yield Finding(
                 "outside-classes", "info", site, len(outside),

@@ -74,8 +74,14 @@ def _available(r: Results, by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -
 
 
 def training_images(r: Results, site: str) -> int:
-    """Images of a site's training part."""
-    return sum(int((c or {}).get("train") or 0) for c in (r.sites.get(site, {}).get("classes") or {}).values())
+    """Images of a site's training part, those with a coarser label among them."""
+    exact = sum(int((c or {}).get("train") or 0) for c in (r.sites.get(site, {}).get("classes") or {}).values())
+    return exact + coarse_images(r, site)
+
+
+def coarse_images(r: Results, site: str) -> int:
+    """Training images of a site whose label is a coarser name of several classes."""
+    return sum(int(entry.get("n") or 0) for entry in r.sites.get(site, {}).get("coarse") or ())
 
 
 def _budget_sentence(r: Results) -> str:

@@ -23,7 +23,7 @@ from morphfed.reporting.blocks import (
 from morphfed.reporting.figures import dodged
 from morphfed.reporting.results import Results
 from morphfed.reporting.svg import Look
-from morphfed.reporting.text import MISSING, capital, count, counted, finite, plain, score, shortened
+from morphfed.reporting.text import MISSING, capital, count, counted, finite, listed, plain, score, shortened
 
 _PARTS = ("train", "validation", "test")
 _IMAGE = re.compile(r"data:image/(?:jpeg|png|webp);base64,[A-Za-z0-9+/=]+")
@@ -55,6 +55,8 @@ def data(page: Page) -> Section:
         return section
     section.blocks.append(_sites_table(r))
     section.blocks += _counts(r)
+    if coarse := _coarse(r):
+        section.blocks.append(coarse)
     strips = _samples(r)
     if strips:
         section.blocks += [Heading("Cells as the models see them"), *strips]
@@ -129,6 +131,30 @@ def _counts(r: Results) -> list[Block]:
         groups = [Cell(""), *(Cell(s, span=len(parts[s])) for s in some)]
         tables.append(Table(f"counts-{start // 4}", "Images by class and part.", head, rows, groups=groups))
     return tables
+
+
+def _coarse(r: Results) -> Table | None:
+    """Training images whose label is a coarser name of several classes; None where no site has one."""
+    rows = [
+        [
+            Cell(site),
+            Cell(plain(str(entry["label"])), words=True),
+            Cell(count(finite(entry.get("n")))),
+            Cell(listed(plain(str(c)) for c in entry.get("classes") or ()), words=True),
+            Cell(listed(plain(str(c)) for c in entry.get("others") or ()) or MISSING, words=True),
+        ]
+        for site in r.all_sites
+        for entry in r.sites.get(site, {}).get("coarse") or ()
+    ]
+    if not rows:
+        return None
+    words = ("Label", "One of the classes", "Not of the classes, but so named too")
+    head = [Cell("Site"), Cell(words[0], words=True), Cell("Images"), *(Cell(w, words=True) for w in words[1:])]
+    note = (
+        "They train by the probability of all classes below the label together; they are in no class count and "
+        "nothing is tested with them. A cell of a type in the last column would be learned as one of the classes."
+    )
+    return Table("coarse", "Training images with a coarser label, beside those of the table above.", head, rows, note)
 
 
 def _n(r: Results, site: str, name: str, part: str) -> int:

@@ -20,7 +20,7 @@ from morphfed.reporting.blocks import (
     Text,
 )
 from morphfed.reporting.results import Results
-from morphfed.reporting.sections.cost import training_images
+from morphfed.reporting.sections.cost import coarse_images, training_images
 from morphfed.reporting.text import count, counted, duration, finite, listed, metric_name, plain
 
 _WORKS = {
@@ -41,6 +41,7 @@ _WORKS = {
     "self-supervised learning. Micron 2018; 107:55–71.",
     "class_balanced": "Cui Y et al. Class-balanced loss based on effective number of samples. CVPR 2019.",
     "logit_adjusted": "Menon AK et al. Long-tail learning via logit adjustment. ICLR 2021.",
+    "parent": "Cour T, Sapp B, Taskar B. Learning from partial labels. J Mach Learn Res 2011; 12:1501–1536.",
     "focal": "Lin TY et al. Focal loss for dense object detection. ICCV 2017.",
 }
 _ALWAYS = (
@@ -165,7 +166,7 @@ def _training_sentence(r: Results) -> str:
         said += [f"batches of {train['batch_size']}"] if train.get("batch_size") else []
         said += _work_of_a_round(train)
         text += f" Every site trained with {', '.join(said)}."
-        text += _loss_sentence(train.get("loss"))
+        text += _loss_sentence(train.get("loss")) + _coarse_sentence(r)
     if any(u.get("selected") == "best" for u in r.units):
         text += " The round with the best mean validation score over the training sites was tested"
         text += "; held-out sites took no part in any choice." if r.held_out else "."
@@ -185,6 +186,16 @@ def _loss_sentence(loss: Any) -> str:
     names = {"class_balanced": "class-balanced cross-entropy", "logit_adjusted": "logit-adjusted cross-entropy"}
     name = names.get(str(loss.get("kind")), str(loss.get("kind")))
     return f" The loss was a {name} with class counts summed over the training sites."
+
+
+def _coarse_sentence(r: Results) -> str:
+    n = sum(coarse_images(r, s) for s in r.training)
+    if not n:
+        return ""
+    return (
+        f" {count(n)} training images carried a coarser label and trained by the summed probability of the classes "
+        "below it; they were in no class count and in no test."
+    )
 
 
 def _judging_sentence(r: Results) -> str:
@@ -215,6 +226,7 @@ def citations(r: Results) -> list[str]:
     loss = _table(r.config, "train").get("loss")
     if isinstance(loss, Mapping):
         used |= {str(v) for v in loss.values() if isinstance(v, str)}
+    used.add(str(_table(r.config, "data").get("coarse")))
     return [*(work for key, work in _WORKS.items() if key in used), *_ALWAYS]
 
 
