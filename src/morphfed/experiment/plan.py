@@ -255,9 +255,9 @@ def _name(unit: Mapping[str, Any]) -> str:
 
 def _judging(units: Sequence[Mapping[str, Any]]) -> str:
     """Images that are only looked at: forward passes over validation parts in the rounds, and over what is tested."""
-    twice = list(dict.fromkeys(str(u["arm"]) for u in units if u["validations_per_round"] > 1))
+    twice = any(u["validations_per_round"] > 1 for u in units)
     validated, tested = (sum(int(u[key]) for u in units) for key in ("validated", "tested"))
-    more = f" (twice a round, before and after each communication: {', '.join(twice)})" if twice else ""
+    more = " (twice a round where models travel: before and after each communication)" if twice else ""
     return f"judged: {validated} validation images over the rounds{more}, {tested} test images"
 
 
