@@ -65,9 +65,7 @@ class _Set(SiteHalf):
 
 
 def _pair(federation: Make, slopes: tuple[float, float], *, flipped: bool) -> Any:
-    made = federation(
-        None, sizes={"east": 4, "west": 4}, rounds=2, retrogress=True, model=_colour_net(), head=HEAD
-    )
+    made = federation(None, sizes={"east": 4, "west": 4}, rounds=2, retrogress=True, model=_colour_net(), head=HEAD)
     for site, slope, turned in zip(made.sites, slopes, (False, flipped), strict=True):
         site._half, site._measure = _Set(slope), validation_metrics
         site._validation = {site.name: _coloured([0, 0, 0, 1], flipped=turned)}
@@ -152,11 +150,11 @@ def test_judging_draws_nothing_and_leaves_the_network_as_it_was(federation: Make
     made.loop.run()
     site, model = made.sites[0], made.model
     kept = {k: v.clone() for k, v in model.state_dict().items()}
-    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     assert site._judge_own()
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
-    assert str(np.random.get_state()) == str(numpy_state)  # noqa: NPY002
+    assert str(np.random.get_state()) == str(numpy_state)
     assert same(kept, model.state_dict())
 
 
@@ -176,9 +174,7 @@ class _Watching(InProcess):
             if self._personal:
                 model.load_state_dict({**kept, **site._private})
             data = site._validation[site.name]
-            self.seen[number, site.name] = float(
-                (site._trainer.predict(model, data).argmax(1) == data.labels).mean()
-            )
+            self.seen[number, site.name] = float((site._trainer.predict(model, data).argmax(1) == data.labels).mean())
             model.load_state_dict(kept)
             yield answer
 

@@ -111,7 +111,7 @@ def _dress(plane: Axes, xlimits: tuple[float, float], ylimits: tuple[float, floa
 def _draw(plane: Axes, panel: Teeth, look: Look, rise_is_loss: bool, marked: bool) -> None:
     for steps in panel.thin:
         xs = [x for x, _, _ in steps for _ in (0, 1)]
-        plane.plot(xs, [y for _, before, after in steps for y in (before, after)], color=FAINT, lw=0.6)
+        plane.plot(xs, [y for _, before, after in steps for y in (before, after)], color=look.colour, lw=0.6, alpha=0.3)
     steps = panel.steps
     if not steps:
         plane.text(0.5, 0.5, "not recorded", transform=plane.transAxes, ha="center", fontsize=SMALL_PX, color=QUIET)

@@ -103,9 +103,10 @@ def _sentences(drops: _Drops, metric: str) -> list[str]:
     said = [_sentence(drops, m, metric) for m in known]
     if len(drops.sites) > 1 and (worst := _worst(drops, metric)):
         model, site = worst
+        e = drops.estimate(model, site, metric)
         said.append(
-            f"The largest mean drop is that of {model.title} at {site}: "
-            f"{_with_limits(drops.estimate(model, site, metric))}, judged on {drops.images(site)}."
+            f"The largest mean drop is that of {model.title} at {site}, judged on {drops.images(site)}: "
+            f"{score(e.value)}{_limits(e)}."
         )
     return said
 
@@ -120,18 +121,21 @@ def _sentence(drops: _Drops, model: Model, metric: str) -> str:
             "model of its own that no download replaces, that is so by construction."
         )
     value = e.value or 0.0
-    direction = "lost" if value > 0 else "gained"
-    unsure = e.low is not None and e.high is not None and e.low <= 0 <= e.high
+    if metric == "loss":  # harm is its rise
+        did = f"the {name} {'rose' if value > 0 else 'fell'} by {score(abs(value))}"
+    else:
+        did = f"a site {'lost' if value > 0 else 'gained'} {score(abs(value))} of {name}"
     return (
-        f"{model.title}: at a communication a site {direction} {score(abs(value))} of {name} on average (drop "
-        f"{_with_limits(e)}{'; the interval includes 0' if unsure else ''}). Of {counted(n, 'communication')} "
+        f"{model.title}: at a communication {did} on average{_limits(e)}. Of {counted(n, 'communication')} "
         f"{count(hurt)} hurt the site and {count(helped)} helped it."
     )
 
 
-def _with_limits(e: Estimate) -> str:
+def _limits(e: Estimate) -> str:
+    """The interval of the drop, in brackets; empty without one."""
     limits = interval(e.low, e.high)
-    return f"{signed(e.value)}, {limits}" if limits else signed(e.value)
+    unsure = e.low is not None and e.high is not None and e.low <= 0 <= e.high
+    return f" (95 % interval of the drop {limits}{', so it may be none' if unsure else ''})" if limits else ""
 
 
 def _worst(drops: _Drops, metric: str) -> tuple[Model, str] | None:
@@ -170,6 +174,10 @@ def _figures(drops: _Drops, metric: str) -> list[Block]:
     return figures
 
 
+def _change(metric: str) -> str:
+    return "rise" if metric == "loss" else "drop"
+
+
 def _teeth(drops: _Drops, model: Model, site: str, metric: str) -> Teeth:
     runs = [steps for unit in drops.results.units_of(model) if (steps := _steps(unit, site, metric))]
     at: dict[float, list[tuple[float, float]]] = {}
@@ -178,7 +186,7 @@ def _teeth(drops: _Drops, model: Model, site: str, metric: str) -> Teeth:
             at.setdefault(x, []).append((before, after))
     mean = [(x, fmean(b for b, _ in pairs), fmean(a for _, a in pairs)) for x, pairs in sorted(at.items())]
     drop = drops.estimate(model, site, metric)
-    return Teeth(mean, runs if len(runs) > 1 else (), f"drop {signed(drop.value)}" if drop.known else "")
+    return Teeth(mean, runs if len(runs) > 1 else (), f"{_change(metric)} {signed(drop.value)}" if drop.known else "")
 
 
 def _steps(unit: Mapping[str, Any], site: str, metric: str) -> Steps:
@@ -198,7 +206,7 @@ def _caption(drops: _Drops, metric: str) -> str:
         f"validation images ({seeds}). Thin grey line: local training. Stroke at the end of a round: the "
         "communication, from the model just trained (hollow point, where there is room) to the one that the site goes "
         "on with (filled); in the arm's colour where the site lost, grey where it did not. Above each panel: the mean "
-        "drop at a communication; above 0 is a loss."
+        f"{_change(metric)} at a communication; above 0 the site lost."
     )
 
 
@@ -207,7 +215,7 @@ def _spoken(drops: _Drops, models: list[Model], metric: str) -> str:
     for m in models:
         known = [(s, e) for s in drops.sites if (e := drops.estimate(m, s, metric)).known]
         said.append(f"{m.title}: " + ", ".join(f"{s} {signed(e.value)}" for s, e in known))
-    return f"Mean drop of {metric_name(metric)} at a communication. {'; '.join(said)}"
+    return f"Mean {_change(metric)} of {metric_name(metric)} at a communication. {'; '.join(said)}"
 
 
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -215,9 +223,10 @@ def _table(drops: _Drops, metric: str, *, late: bool = False) -> Table:
     scopes = [*drops.sites, *([MEAN] if len(drops.sites) > 1 else [])]
     cells = {m: [_cell(drops, m, s, metric, late=late) for s in scopes] for m in drops.models}
     names = [Cell("mean, training sites", strong=True) if s == MEAN else Cell(s, drops.images(s)) for s in scopes]
-    change, order = ("rise", "after less before") if metric == "loss" else ("drop", "before less after")
+    order = "after less before" if metric == "loss" else "before less after"
     which = "in the second half of the rounds" if late else "over all rounds"
-    caption = f"Mean {change} of {metric_name(metric)} at a communication, {which}: {order}, so above 0 the site lost."
+    what = f"Mean {_change(metric)} of {metric_name(metric)} at a communication"
+    caption = f"{what}, {which}: {order}, so above 0 the site lost."
     note = "" if late or metric != drops.metrics[0] else _note(drops, metric)
     key = f"retrogress-{metric.replace('_', '-')}{'-late' if late else ''}"
     if len(scopes) >= TRANSPOSE and len(scopes) > len(drops.models):
