@@ -132,10 +132,12 @@ def _sentence(drops: _Drops, model: Model, metric: str) -> str:
 
 
 def _limits(e: Estimate) -> str:
-    """The interval of the drop, in brackets; empty without one."""
+    """The interval of the drop, or why there is none, in brackets."""
     limits = interval(e.low, e.high)
     unsure = e.low is not None and e.high is not None and e.low <= 0 <= e.high
-    return f" (95 % interval of the drop {limits}{', so it may be none' if unsure else ''})" if limits else ""
+    if not limits:
+        return " (one seed, so no interval)" if e.seeds == 1 else ""
+    return f" (95 % interval of the drop {limits}{', so it may be none' if unsure else ''})"
 
 
 def _worst(drops: _Drops, metric: str) -> tuple[Model, str] | None:
@@ -253,7 +255,7 @@ def _note(drops: _Drops, metric: str) -> str:
     text = (
         "Rounds of one training depend on each other, so each seed gives one number, its mean over rounds"
         + (" and folds" if r.folds else "")
-        + ". sd: over seeds; interval: 95 %, Student's t over seeds, not corrected for the number of cells"
+        + ". sd: over seeds; interval: 95 %, Student's t over seeds, not corrected for the number of arms and sites"
         + (" (none with one seed)" if len(r.seeds) < 2 else "")
         + ". It says what training again would give, not what other patients would: the validation images stay the "
         "same, and where they are few a single one moves the score by much. hurt: share of the communications after "
