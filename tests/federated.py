@@ -12,7 +12,7 @@ from morphfed.algorithms.base import ALGORITHMS
 from morphfed.core.types import Spec
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import FederationConfig, RoundLoop
-from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
+from morphfed.federation.site import BEFORE_METRICS, UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.statistics import class_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.layout import Layout
@@ -82,9 +82,11 @@ class Federation:
         keep_optimizer: bool = False,
         seed: int = 0,
         calibrate: bool = False,
+        retrogress: bool = False,
+        model: nn.Module | None = None,
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
-        self.model = make_model(batch_norm=norm != "none")
+        self.model = model or make_model(batch_norm=norm != "none")
         named = ALGORITHMS[algorithm]
         config = named.config(**(keys or {}))
         self.layout = Layout.of(self.model, head=head)
@@ -98,7 +100,8 @@ class Federation:
         uploads = named.uploads(config, self.layout, {k: Spec.of(state[k]) for k in self.workspace.travels})
         shared = settings.loss.prior == "federation"
         statistics = (class_counts(2) if shared else {}) | (temperature_losses() if calibrate else {})
-        declaration = Declaration(uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS, statistics)
+        numbers = UPLOAD_METRICS | named.numbers | (BEFORE_METRICS if retrogress else frozenset())
+        declaration = Declaration(uploads, numbers, "test", VALIDATION_METRICS, statistics)
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         self.sites = [
@@ -112,6 +115,7 @@ class Federation:
                 gate=EgressGate(name, declaration, folder / f"{name}.jsonl" if folder else None),
                 measure=accuracy,
                 keep_optimizer=keep_optimizer,
+                judges_own=retrogress,
             )
             for i, (name, n) in enumerate(sizes.items())
         ]

@@ -107,7 +107,7 @@ class SiteHalf(ABC):
 
     @abstractmethod
     def train(self, work: SiteWork, download: Tensors) -> Answer:
-        """Train, and return what is uploaded."""
+        """Train, and return what is uploaded; the network is left as the model that the site has just trained."""
 
     def personal(self, state: Tensors) -> Tensors:
         """Values that this site's own model has in place of the download's, from its private state; {}: none."""

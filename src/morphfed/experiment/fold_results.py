@@ -14,7 +14,14 @@ from morphfed.evaluation.compare import compare_pairs, summarise
 from morphfed.evaluation.folds import FoldScores, fold_matrix, fold_pairs
 from morphfed.experiment.environment import describe
 from morphfed.experiment.folds import fold_study, hold_out
-from morphfed.experiment.results import PRIMARY, SCHEMA, build_results, describe_data, describe_study
+from morphfed.experiment.results import (
+    PRIMARY,
+    SCHEMA,
+    build_results,
+    describe_data,
+    describe_study,
+    retrogress_block,
+)
 from morphfed.experiment.train_unit import is_done, read_unit
 from morphfed.experiment.units import fold_folder, units_of_fold
 
@@ -147,6 +154,7 @@ def _joined(
         ],
         "cross_site": fold_matrix(scores, PRIMARY),
         "comparisons": compare_pairs(scores, fold_pairs(scores, centralised, federated)),
+        **retrogress_block((read_unit(unit, run) for unit in units if is_done(unit, run)), sites, prepared),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
     }

@@ -46,7 +46,10 @@ def plan_study(
     report(Event("plan", text="building the networks", done=0, total=1))
     timed: dict[str, dict[str, Any]] | None = {} if measure else None
     networks = {name: _network(resolved, arm, timed) for name, arm in arms.items()}
-    units = [_unit(unit, arms[unit.arm], sites, networks[unit.arm]) for unit in units_of(study, arms)]
+    units = [
+        _unit(unit, arms[unit.arm], sites, networks[unit.arm], retrogress=study.evaluation.retrogress)
+        for unit in units_of(study, arms)
+    ]
     features = _features(arms, networks, sites, study.evaluation.views)
     seconds = [u["seconds"] for u in units] + [f["seconds"] for f in features]
     report(Event("plan", text="building the networks", done=1, total=1))
@@ -180,18 +183,22 @@ def _tuning_notes(arms: Mapping[str, Arm], networks: Mapping[str, Mapping[str, A
     return [f"{', '.join(names)}: {note}" for note, names in found.items()]
 
 
-def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]) -> dict[str, Any]:
+def _unit(
+    unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any], *, retrogress: bool
+) -> dict[str, Any]:
     counts = [int(sites[s]["train"]) for s in unit.trained_on]
     groups = [sum(counts)] if unit.pooled else counts
     passes = arm.algorithm.passes(arm.config, arm.train.local_epochs)
     pooled = len(counts) if unit.pooled else 1
     steps = arm.federation.rounds * sum(arm.train.steps(n, passes=passes, sites=pooled) for n in groups)
-    judged = arm.federation.rounds * sum(int(sites[s]["validation"]) for s in unit.trained_on)
-    judged += sum(_tested(unit, name, site) for name, site in sites.items())
+    # After each round, and where retrogress is asked for also before each communication.
+    validations = 2 if retrogress and unit.moves else 1
+    validated = validations * arm.federation.rounds * sum(int(sites[s]["validation"]) for s in unit.trained_on)
+    tested = sum(_tested(unit, name, site) for name, site in sites.items())
     step = network["step_seconds"]
     seconds = None
     if step is not None:
-        seconds = steps * step + judged / arm.train.batch_size * step * FORWARD_SHARE
+        seconds = steps * step + (validated + tested) / arm.train.batch_size * step * FORWARD_SHARE
     traffic = network["megabytes"] * len(unit.trained_on) if unit.moves else 0.0
     return {
         "arm": unit.arm,
@@ -200,6 +207,9 @@ def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network:
         "seed": unit.seed,
         "rounds": arm.federation.rounds,
         "steps": steps,
+        "validations_per_round": validations,
+        "validated": validated,
+        "tested": tested,
         "tune": network["tune"],
         "parameters": network["parameters"],
         "trained": network["trained"],
@@ -240,6 +250,7 @@ def render_plan(plan: Mapping[str, Any]) -> str:
             f"  {_name(u):<{width}}  {u['rounds']} rounds  {u['steps']:>6} steps  {_parameters(u)}  "
             f"{_megabytes(u['megabytes_per_round'])} a round  {u['precision']}{time}"
         )
+    lines.append(f"  {_judging([u for u in plan['units'] if u['seed'] == first])}")
     for f in plan["features"]:
         time = "" if f["seconds"] is None else f": about {_duration(f['seconds'])}"
         lines.append(f"  features of {f['model']}, once for all models: {f['images']} images and views{time}")
@@ -252,6 +263,14 @@ def render_plan(plan: Mapping[str, Any]) -> str:
 
 def _name(unit: Mapping[str, Any]) -> str:
     return f"{unit['model']} without {unit['held_out']}" if unit["held_out"] else str(unit["model"])
+
+
+def _judging(units: Sequence[Mapping[str, Any]]) -> str:
+    """Images that are only looked at: forward passes over validation parts in the rounds, and over what is tested."""
+    twice = any(u["validations_per_round"] > 1 for u in units)
+    validated, tested = (sum(int(u[key]) for u in units) for key in ("validated", "tested"))
+    more = " (twice a round where models travel: before and after each communication)" if twice else ""
+    return f"judged: {validated} validation images over the rounds{more}, {tested} test images"
 
 
 def _parameters(unit: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from morphfed.evaluation.compare import (
 )
 from morphfed.evaluation.options import OPTIONS, gains
 from morphfed.evaluation.predictions import Predictions, read_predictions
+from morphfed.evaluation.retrogress import summarise_retrogress
 from morphfed.evaluation.site import Role, adaptation, calibration_error, evaluate_site
 from morphfed.evaluation.unknown import judge_strangers, read_strangers
 from morphfed.experiment.environment import describe
@@ -94,6 +95,7 @@ def build_results(
         "cross_site": cross_site_matrix(scores, metric=PRIMARY),
         "comparisons": compare_pairs(scores, default_pairs(predicted)),
         "options": _gains(versions, study.evaluation.resamples),
+        **retrogress_block(entries, study.training_sites, prepared),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
     }
@@ -141,6 +143,19 @@ def _gains(versions: Mapping[str, Sequence[_Pair]], resamples: int) -> list[dict
         treated, plain = [with_it for with_it, _ in pairs], [without for _, without in pairs]
         found += gains(name, treated, plain, OPTIONS[name], resamples=resamples)
     return found
+
+
+def retrogress_block(
+    entries: Iterable[Mapping[str, Any]], sites: Sequence[str], prepared: Prepared
+) -> dict[str, list[dict[str, Any]]]:
+    """The ``retrogress`` block; {} where no site judged the models that it had trained.
+
+    Args:
+        entries: units with their history.
+        sites: training sites.
+    """
+    found = summarise_retrogress(entries, sites, {site: len(prepared.sets[site]["validation"]) for site in sites})
+    return {"retrogress": found} if found else {}
 
 
 def describe_study(resolved: Resolved, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,6 +81,11 @@ class EvaluationConfig(Config):
         description="also judge cells of none of the classes (left out for their label): is a model less sure of them, "
         "and how many does a threshold stop that accepts 95 % of the validation images",
     )
+    retrogress: bool = Field(
+        False,
+        description="in every round each site also judges the model that it has just trained, on its validation part, "
+        "so that the report can show what each communication does to it; one more forward pass over these parts",
+    )
 
 
 class ComputeConfig(Config):

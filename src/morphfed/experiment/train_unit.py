@@ -25,7 +25,7 @@ from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
 from morphfed.federation.reject import choose_threshold
-from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
+from morphfed.federation.site import BEFORE_METRICS, UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
 from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
@@ -141,9 +141,10 @@ def _sites(
     uploads: Mapping[str, Spec],
     folder: Path,
 ) -> list[Site]:
+    judges_own = study.evaluation.retrogress and unit.moves
     declaration = Declaration(
         uploads,
-        UPLOAD_METRICS | arm.algorithm.numbers,
+        UPLOAD_METRICS | arm.algorithm.numbers | (BEFORE_METRICS if judges_own else frozenset()),
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
         VALIDATION_METRICS,
         _statistics(study, arm),
@@ -161,6 +162,7 @@ def _sites(
             gate=EgressGate(name, declaration, folder / "ledger.jsonl" if unit.moves else None),
             measure=validation_metrics,
             keep_optimizer=keep,
+            judges_own=judges_own,
         )
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from morphfed.core.config import Config
 from morphfed.core.errors import FederationError, UploadRejectedError
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Spec, Tensors, Upload, nbytes
+from morphfed.federation import retrogress
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.statistics import summed_counts
 from morphfed.federation.validate import check_upload
@@ -197,6 +198,9 @@ class RoundLoop:
         sites: dict[str, dict[str, Any]] = {
             site: {"loss": m.get("loss"), "steps": int(m.get("steps", 0))} for site, m in accepted.items()
         }
+        for site, m in accepted.items():
+            if before := retrogress.received(m):
+                sites[site]["before"] = before
         for site, metrics in validation.items():
             sites.setdefault(site, {})["validation"] = metrics
         self._progress.history.append({"round": number, "seconds": seconds, "sites": sites})

@@ -13,6 +13,7 @@ from torch import nn
 
 from morphfed.algorithms.base import SiteHalf, SiteWork
 from morphfed.core.types import Tensors, Upload
+from morphfed.federation import retrogress
 from morphfed.federation.statistics import CLASS_COUNTS, SUMS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
@@ -30,6 +31,9 @@ UPLOAD_METRICS = frozenset({"loss", "steps", "images"})
 
 VALIDATION_METRICS = frozenset({"balanced_accuracy", "macro_f1", "loss"})
 """Means over a site's validation part that leave it after each round."""
+
+BEFORE_METRICS = frozenset(retrogress.PREFIX + name for name in VALIDATION_METRICS)
+"""The same of the model that the site has just trained, with its upload; only where the study asks for them."""
 
 Measure = Callable[["NDArray[np.int64]", "NDArray[np.float32]"], dict[str, float]]
 """Labels ``(N,)`` and probabilities ``(N, C)`` → named validation metrics."""
@@ -68,6 +72,17 @@ class Workspace:
             state = self.model.state_dict()
             torch._foreach_copy_([state[name] for name in tensors], list(tensors.values()))
 
+    @contextmanager
+    def holding(self, tensors: Tensors) -> Iterator[None]:
+        """Within, the network has these values; after it, its own again, to the bit."""
+        state = self.model.state_dict()
+        before = {name: state[name].clone() for name in tensors}
+        self.load(tensors)
+        try:
+            yield
+        finally:
+            self.load(before)
+
     def local_parts(self) -> Tensors:
         """Copies of the parts that stay."""
         state = self.model.state_dict()
@@ -88,6 +103,7 @@ class Site:
         gate: what may leave.
         measure: validation metrics.
         keep_optimizer: whether moments survive from round to round.
+        judges_own: whether each upload carries the validation metrics of the model that was just trained.
     """
 
     def __init__(
@@ -102,12 +118,13 @@ class Site:
         gate: EgressGate,
         measure: Measure,
         keep_optimizer: bool,
+        judges_own: bool = False,
     ) -> None:
         self.name = name
         self._train, self._validation = train, validation
         self._trainer, self._workspace = trainer, workspace
         self._half, self._gate, self._measure = half, gate, measure
-        self._keep_optimizer = keep_optimizer
+        self._keep_optimizer, self._judges_own = keep_optimizer, judges_own
         self._local: Tensors = dict(workspace.fresh)
         self._optimizer_states: dict[str, Tensors] = {}
         self._private: Tensors = {}
@@ -139,7 +156,23 @@ class Site:
         self._local = self._workspace.local_parts()
         report = answer.report
         metrics = {"loss": report.loss, "steps": float(report.steps), "images": float(report.images), **answer.numbers}
+        if self._judges_own:
+            metrics |= retrogress.to_send(self._judge_own())
         return self._gate.release(Upload(self.name, round_number, answer.tensors, float(len(self._train)), metrics))
+
+    def _judge_own(self) -> dict[str, float]:
+        """Validation metrics of the model that this site would go on with if nothing were sent back; {}: no images.
+
+        The network ends as it was, because the upload refers to it, and nothing random is drawn.
+        """
+        data = self._validation.get(self.name)
+        if data is None or not len(data):
+            return {}
+        with self._workspace.holding(self._half.personal(self._private)):
+            return self._score(data)
+
+    def _score(self, data: ImageSet) -> dict[str, float]:
+        return self._measure(data.labels, self._trainer.predict(self._workspace.model, data))
 
     def _work(self, round_number: int, rounds: int) -> SiteWork:
         model = self._workspace.model
@@ -202,10 +235,7 @@ class Site:
             PrivacyError: a metric that is not declared.
         """
         self.load_model(download)
-        found = {}
-        for name, data in self._validation.items():
-            if len(data):
-                found[name] = self._measure(data.labels, self._trainer.predict(self._workspace.model, data))
+        found = {name: self._score(data) for name, data in self._validation.items() if len(data)}
         self._gate.release_validation(round_number, found)
         return found
 

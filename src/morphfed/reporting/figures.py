@@ -96,7 +96,7 @@ def forest(
         plane.spines["left"].set_visible(False)
         plane.tick_params(axis="y", length=0, pad=6, labelsize=TEXT_PX)
         plane.set_yticks(range(len(rows)), [fitted(r.label, left - 12) for r in rows])
-        plane.xaxis.set_major_locator(_locator(5))
+        plane.xaxis.set_major_locator(locator(5))
         plane.grid(axis="x", color=FAINT, lw=0.7)
         plane.set_axisbelow(True)
         if zero:
@@ -159,8 +159,8 @@ def lines(
         plane.set(xlim=xlimits, ylim=ylimits, xlabel=xlabel, ylabel=ylabel)
         plane.grid(color=FAINT, lw=0.7)
         plane.set_axisbelow(True)
-        plane.xaxis.set_major_locator(_locator(6, whole=whole_x))
-        plane.yaxis.set_major_locator(_locator(5))
+        plane.xaxis.set_major_locator(locator(6, whole=whole_x))
+        plane.yaxis.set_major_locator(locator(5))
         if identity:
             plane.plot([0, 1], [0, 1], color=QUIET, lw=0.9, ls=(0, (2, 2)))
         for s in series:
@@ -221,7 +221,7 @@ def dodged(
         plane.tick_params(axis="y", length=0, pad=8, labelsize=TEXT_PX)
         middles = [band * (i + 0.5) for i in range(len(labels))]
         plane.set_yticks(middles, [fitted(name, left - 14) for name in labels])
-        plane.xaxis.set_major_locator(_locator(6))
+        plane.xaxis.set_major_locator(locator(6))
         plane.grid(axis="x", color=FAINT, lw=0.7)
         plane.set_axisbelow(True)
         for i in range(1, len(labels)):
@@ -255,7 +255,8 @@ def _dodged_points(
     plane.plot(*_xy(known), look.marker, ms=5.5, color=look.colour, mec="white", mew=0.5, clip_on=False)
 
 
-def _locator(most: int, *, whole: bool = False) -> MaxNLocator:
+def locator(most: int, *, whole: bool = False) -> MaxNLocator:
+    """At most so many round ticks; ``whole``: at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10])

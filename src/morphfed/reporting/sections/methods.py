@@ -36,6 +36,8 @@ _WORKS = {
     "fedrep": "Collins L et al. Exploiting shared representations for personalized federated learning. ICML 2021.",
     "moon": "Li Q et al. Model-contrastive federated learning. CVPR 2021.",
     "qfedavg": "Li T et al. Fair resource allocation in federated learning. ICLR 2020.",
+    "retrogress": "Chen Z et al. Personalized retrogress-resilient framework for real-world medical federated "
+    "learning. MICCAI 2021.",
     "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. Data in Brief 2020; 30:105474.",
     "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by "
     "self-supervised learning. Micron 2018; 107:55–71.",
@@ -223,6 +225,7 @@ def citations(r: Results) -> list[str]:
     """Works behind what this study used."""
     used = {str(u.get("algorithm")) for u in r.units} | {m.arm for m in r.arms}
     used |= {part for s in r.sites.values() for part in str(s.get("source")).split("+")}
+    used |= {"retrogress"} if r.raw.get("retrogress") else set()
     loss = _table(r.config, "train").get("loss")
     if isinstance(loss, Mapping):
         used |= {str(v) for v in loss.values() if isinstance(v, str)}
