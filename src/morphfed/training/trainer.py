@@ -115,8 +115,9 @@ class Trainer:
         slot: str = "model",
         class_counts: NDArray[np.int64] | None = None,
     ) -> FitReport:
-        """Train for ``local_epochs`` passes or ``local_steps`` steps; parameters without ``requires_grad`` stay, with their
-        norms.
+        """Train for ``local_epochs`` passes or ``local_steps`` steps.
+
+        Parameters without ``requires_grad`` stay, and so do their norms.
 
         Args:
             model: changed in place.
