@@ -11,6 +11,8 @@ from torch import nn
 from morphfed.algorithms.base import ALGORITHMS
 from morphfed.core.types import Spec
 from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.coding.base import UploadConfig
+from morphfed.federation.coding.wire import Coding, Download
 from morphfed.federation.loop import FederationConfig, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.statistics import class_counts, temperature_losses
@@ -82,6 +84,8 @@ class Federation:
         keep_optimizer: bool = False,
         seed: int = 0,
         calibrate: bool = False,
+        upload: dict[str, object] | None = None,
+        download: Download = "fp32",
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
         self.model = make_model(batch_norm=norm != "none")
@@ -98,7 +102,17 @@ class Federation:
         uploads = named.uploads(config, self.layout, {k: Spec.of(state[k]) for k in self.workspace.travels})
         shared = settings.loss.prior == "federation"
         statistics = (class_counts(2) if shared else {}) | (temperature_losses() if calibrate else {})
-        declaration = Declaration(uploads, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS, statistics)
+        self.coding = Coding(
+            UploadConfig.model_validate(upload or {}),
+            download,
+            specs=uploads,
+            weights=self.layout.parameters.intersection(going),
+            changes=named.changes(uploads),
+            seed=seed,
+        )
+        declaration = Declaration(
+            self.coding.specs, UPLOAD_METRICS | named.numbers, "test", VALIDATION_METRICS, statistics
+        )
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         self.sites = [
@@ -112,6 +126,7 @@ class Federation:
                 gate=EgressGate(name, declaration, folder / f"{name}.jsonl" if folder else None),
                 measure=accuracy,
                 keep_optimizer=keep_optimizer,
+                coding=self.coding,
             )
             for i, (name, n) in enumerate(sizes.items())
         ]
@@ -123,6 +138,6 @@ class Federation:
             coordinator=self.coordinator,
             transport=self.transport,
             store=self.store,
-            expected=uploads,
+            coding=self.coding,
             share_counts=shared,
         )
