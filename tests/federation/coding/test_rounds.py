@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from morphfed.core.types import Failure, Tensors, Upload
+from morphfed.core.types import Failure, Spec, Tensors, Upload
 from morphfed.federation.transports.inprocess import InProcess
 
 Make = Callable[..., Any]
@@ -62,8 +62,10 @@ def listen(made: Any) -> Listening:
     return made.loop._transport
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
-@pytest.mark.parametrize("name", ALGORITHMS)
+CASES = [("fedavg", way) for way in WAYS] + [(name, way) for name in ALGORITHMS[1:] for way in WAYS[3:5]]
+
+
+@pytest.mark.parametrize(("name", "way"), CASES, ids=str)
 def test_stopped_and_resumed_gives_the_same_bytes(
     name: str, way: dict[str, Any], federation: Make, tmp_path: Path
 ) -> None:
@@ -77,11 +79,10 @@ def test_stopped_and_resumed_gives_the_same_bytes(
     resumed = make("b").loop.run()
     assert same_outcome(straight, resumed)
     assert resumed.progress.bytes_up == straight.progress.bytes_up
-    uncoded = federation(None, algorithm=name, rounds=3, keep_optimizer=True).loop.run()
-    assert {k: (t.shape, t.dtype) for k, t in straight.last.items()} == {
-        k: (t.shape, t.dtype) for k, t in uncoded.last.items()
-    }
-    assert not same(straight.last, uncoded.last)
+    state = stopped.model.state_dict()
+    assert {k: Spec.of(t) for k, t in straight.last.items()} == {k: Spec.of(state[k]) for k in straight.last}
+    assert tuple(straight.last) == stopped.workspace.travels
+    assert all(bool(t.isfinite().all()) for t in straight.last.values())
 
 
 def test_killed_between_two_sites_of_a_round_residuals_go_back_too(federation: Make, tmp_path: Path) -> None:

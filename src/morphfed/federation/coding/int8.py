@@ -1,7 +1,7 @@
 """One byte a number: whole multiples of a scale, from -127 to 127.
 
-``q = round(x / s)`` with ``s = max|x| / 127``; read back as ``q s``: the scheme of Jacob et al., Quantization and training
-of neural networks for efficient integer-arithmetic-only inference, CVPR 2018, section 2.1, with zero point 0.
+``q = round(x / s)`` with ``s = max|x| / 127``; read back as ``q s``: the scheme of Jacob et al., Quantization and
+training of neural networks for efficient integer-arithmetic-only inference, CVPR 2018, section 2.1, with zero point 0.
 The scale is a tensor's, or each output channel's own (the first axis). Stochastic rounding takes ``⌊x / s + u⌋`` with u
 uniform in [0, 1), whose mean is ``x / s`` (Alistarh et al., QSGD, NeurIPS 2017, section 3.1); nearest is closer in each
 number, and the error that error feedback carries is then at most half a step.
