@@ -41,6 +41,7 @@ from morphfed.models.backbone import ModelConfig, build
 PROJECT = Path(__file__).resolve().parents[1]
 CODES = ("bf16", "int8")
 POINT = 0.01
+HEAD_ROUNDS = 30
 
 QUICK_STUDY = """\
 name = "drawn"
@@ -123,7 +124,7 @@ def measure(*, quick: bool, full_rounds: int, seeds: int) -> dict[str, dict[str,
     with tempfile.TemporaryDirectory() as name:
         study, overrides = (drawn if quick else four_labs)(Path(name))
         plain = 'algorithm = "fedavg", weighting = "uniform"'
-        rounds = 2 if quick else 30
+        rounds = 2 if quick else HEAD_ROUNDS
         heads = {
             f"head-{code}": f'{plain}, model = {{ tune = "head" }}, train = {{ lr = 1e-3 }}, '
             f'federation = {{ rounds = {rounds}, upload = "{code}" }}'
@@ -166,8 +167,8 @@ def rows(options: Options) -> list[Row]:
     except NotMeasuredError as why:
         return [Row("upload of a site a round, head in coded changes", f"not measured: {why}")]
     note = (
-        f"Balanced accuracy, mean over the training sites. Heads: {seeds} seed(s), 30 rounds; the fully tuned network: "
-        f"one seed, {full_rounds} round(s), a pass each. The head in fp32 is "
+        f"Balanced accuracy, mean over the training sites. Heads: {seeds} seed(s), {HEAD_ROUNDS} rounds; the whole "
+        f"network, fully tuned: one seed, {full_rounds} round(s), a pass each. The head in fp32 is "
         f"{found['head-fp32']['bytes'] / 1e3:.3g} kB, which is most of the saving; the code takes the rest."
     )
     pairs = [(code, against) for against in ("head-fp32", "full") for code in CODES]

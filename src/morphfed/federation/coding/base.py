@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class UploadConfig(Config):
-    """How the trained weights' changes are written for the way up; ``upload = "int8"`` is short for ``code``."""
+    """How the changes of the trained weights are written for the way to the coordinator."""
 
     code: str = Field(
         "fp32",
