@@ -13,11 +13,8 @@ from morphfed.experiment.plan import plan_study, render_plan
 from morphfed.experiment.runner import Options, run_study
 from morphfed.experiment.study import load_study
 
-ARMS = """arms={
-  local = {},
-  fedavg = {},
-  small = { algorithm = "fedavg", federation = { upload = "int8", download = "bf16" } },
-}""".replace("\n", " ").replace(",  }", " }")
+SMALL = 'small = { algorithm = "fedavg", federation = { upload = "int8", download = "bf16" } }'
+ARMS = f"arms={{ local = {{}}, fedavg = {{}}, {SMALL} }}"
 
 
 def test_a_codes_name_alone_will_do_and_an_arm_may_have_its_own(tiny: Path) -> None:
