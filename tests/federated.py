@@ -11,6 +11,8 @@ from torch import nn
 from morphfed.algorithms.base import ALGORITHMS
 from morphfed.core.types import Spec
 from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.coding.base import UploadConfig
+from morphfed.federation.coding.wire import Coding, Download
 from morphfed.federation.loop import FederationConfig, RoundLoop
 from morphfed.federation.site import BEFORE_METRICS, UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.statistics import class_counts, temperature_losses
@@ -84,6 +86,8 @@ class Federation:
         calibrate: bool = False,
         retrogress: bool = False,
         model: nn.Module | None = None,
+        upload: dict[str, object] | None = None,
+        download: Download = "fp32",
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
         self.model = model or make_model(batch_norm=norm != "none")
@@ -101,7 +105,15 @@ class Federation:
         shared = settings.loss.prior == "federation"
         statistics = (class_counts(2) if shared else {}) | (temperature_losses() if calibrate else {})
         numbers = UPLOAD_METRICS | named.numbers | (BEFORE_METRICS if retrogress else frozenset())
-        declaration = Declaration(uploads, numbers, "test", VALIDATION_METRICS, statistics)
+        self.coding = Coding(
+            UploadConfig.model_validate(upload or {}),
+            download,
+            specs=uploads,
+            weights=self.layout.parameters.intersection(going),
+            changes=named.changes(uploads),
+            seed=seed,
+        )
+        declaration = Declaration(self.coding.specs, numbers, "test", VALIDATION_METRICS, statistics)
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         self.sites = [
@@ -115,7 +127,7 @@ class Federation:
                 gate=EgressGate(name, declaration, folder / f"{name}.jsonl" if folder else None),
                 measure=accuracy,
                 keep_optimizer=keep_optimizer,
-                judges_own=retrogress,
+                coding=self.coding,
             )
             for i, (name, n) in enumerate(sizes.items())
         ]
@@ -127,6 +139,6 @@ class Federation:
             coordinator=self.coordinator,
             transport=self.transport,
             store=self.store,
-            expected=uploads,
+            coding=self.coding,
             share_counts=shared,
         )

@@ -122,7 +122,7 @@ class CoordinatorHalf(ABC):
 
     @abstractmethod
     def download(self, site: str) -> Tensors:
-        """The tensors that ``site`` gets this round, by reference."""
+        """The tensors that ``site`` gets this round, by reference; they stand still until the round ends."""
 
     @abstractmethod
     def begin_round(self, round_number: int, cohort: Iterable[str]) -> None:
@@ -169,6 +169,11 @@ def the_same(config: AlgorithmConfig, layout: Layout, specs: Specs) -> Specs:
     return specs
 
 
+def no_changes(specs: Specs) -> frozenset[str]:
+    """Nothing but the model may be coded."""
+    return frozenset()
+
+
 def one_training(config: AlgorithmConfig, local_epochs: int) -> int:
     """A site trains one model."""
     return local_epochs
@@ -195,6 +200,8 @@ class Algorithm:
         kind: ``federated``, or ``baseline`` for arms that move no model between sites.
         travels: keys of the network that go to and fro; the others stay at each site. Default: all that are trained.
         uploads: what one upload holds, from the specs of what travels. Default: the same.
+        changes: those of ``uploads`` beside the model that are changes by nature, such as a control variate's, and may
+            be coded like the weights' changes (``federation.upload``). All else is sent exactly. Default: none.
         numbers: names of numbers that go with an upload beyond those of every algorithm.
         newcomer: what a site that took no part uses, in words; empty: the method defines nothing for it.
         passes: passes over a site's training part in a round, from ``train.local_epochs``; for the plan's estimate.
@@ -212,6 +219,7 @@ class Algorithm:
     kind: Literal["federated", "baseline"] = "federated"
     travels: Callable[[AlgorithmConfig, Layout], tuple[str, ...]] = everything
     uploads: Callable[[AlgorithmConfig, Layout, Specs], Specs] = the_same
+    changes: Callable[[Specs], frozenset[str]] = no_changes
     numbers: frozenset[str] = frozenset()
     newcomer: str = "the global model"
     passes: Callable[[AlgorithmConfig, int], int] = one_training

@@ -172,5 +172,6 @@ ALGORITHMS.register("scaffold")(
             cost="1 × local training, two more passes over the weights a step; twice the bytes",
         ),
         uploads=_uploads,
+        changes=lambda specs: frozenset(name for name in specs if name.startswith(CONTROL)),
     )
 )

@@ -97,14 +97,15 @@ def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | No
     layout = Layout.of(network, backbone.head)
     initial = {name: state[name] for name in arm.travelling(layout)}
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(t) for name, t in initial.items()})
-    download = arm.algorithm.coordinator(arm.config, initial, layout).download("")
+    coding = arm.coding(layout, uploads, seed=0)
+    download = coding.send({"": arm.algorithm.coordinator(arm.config, initial, layout).download("")})[""]
     cut = cut_before_classifier(backbone, image_size=size) if wants_features(arm) else None
     found: dict[str, Any] = {
         "tune": arm.model.tune,
         "feature_views": len(views_of(arm.train.augment)) if cut else None,
         "parameters": sum(p.numel() for p in network.parameters()),
         "trained": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "megabytes": (sum(spec.nbytes for spec in uploads.values()) + nbytes(download)) / 1e6,
+        "megabytes": (coding.nbytes + nbytes(download)) / 1e6,
         "step_seconds": None,
         "feature_seconds": None,
         "precision": arm.train.precision,
@@ -214,6 +215,8 @@ def _unit(
         "parameters": network["parameters"],
         "trained": network["trained"],
         "megabytes_per_round": traffic,
+        "upload": arm.federation.upload.code if unit.moves else None,
+        "download": arm.federation.download if unit.moves else None,
         "precision": network["precision"],
         "seconds": seconds,
     }
@@ -248,7 +251,7 @@ def render_plan(plan: Mapping[str, Any]) -> str:
         time = "" if u["seconds"] is None else f"  about {_duration(u['seconds'])}"
         lines.append(
             f"  {_name(u):<{width}}  {u['rounds']} rounds  {u['steps']:>6} steps  {_parameters(u)}  "
-            f"{_megabytes(u['megabytes_per_round'])} a round  {u['precision']}{time}"
+            f"{_megabytes(u['megabytes_per_round'])} a round{_coded(u)}  {u['precision']}{time}"
         )
     lines.append(f"  {_judging([u for u in plan['units'] if u['seed'] == first])}")
     for f in plan["features"]:
@@ -278,6 +281,12 @@ def _parameters(unit: Mapping[str, Any]) -> str:
     if unit["trained"] == unit["parameters"]:
         return size
     return f"{unit['trained'] / 1e6:.3f} of {size} ({unit['tune']})"
+
+
+def _coded(unit: Mapping[str, Any]) -> str:
+    said = [f"{way} {unit[key]}" for key, way in (("upload", "up"), ("download", "down"))]
+    said = [text for text in said if not text.endswith(("fp32", "None"))]
+    return f" ({', '.join(said)})" if said else ""
 
 
 def _megabytes(n: float) -> str:

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig
+from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Specs
 from morphfed.core.config import Config, override, read_toml, validate
 from morphfed.core.errors import ConfigError, did_you_mean
+from morphfed.federation.coding.wire import Coding
 from morphfed.federation.loop import FederationConfig
 from morphfed.models.backbone import ModelConfig
 from morphfed.models.layout import Layout
@@ -181,6 +182,23 @@ class Arm:
                 fix="train more (model.tune = 'last-1' or 'full'), or choose another algorithm.",
             )
         return going
+
+    def coding(self, layout: Layout, uploads: Specs, *, seed: int) -> Coding:
+        """How this arm's uploads and downloads are written.
+
+        Args:
+            layout: of the network.
+            uploads: what an upload of the algorithm holds, uncoded.
+            seed: of stochastic rounding.
+        """
+        return Coding(
+            self.federation.upload,
+            self.federation.download,
+            specs=uploads,
+            weights=layout.parameters.intersection(self.travelling(layout)),
+            changes=self.algorithm.changes(uploads),
+            seed=seed,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""

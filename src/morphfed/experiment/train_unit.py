@@ -23,6 +23,7 @@ from morphfed.experiment.features import on_features
 from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.coding.wire import Coding
 from morphfed.federation.loop import Outcome, RoundLoop
 from morphfed.federation.reject import choose_threshold
 from morphfed.federation.site import BEFORE_METRICS, UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
@@ -37,8 +38,6 @@ from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from morphfed.algorithms.base import SiteHalf
@@ -99,7 +98,8 @@ def train_unit(
     # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
-    sites = _sites(unit, study, arm, prepared, trainer, workspace, uploads, folder)
+    coding = arm.coding(layout, uploads, seed=unit.seed) if unit.moves else Coding.none(uploads)
+    sites = _sites(unit, study, arm, prepared, trainer, workspace, coding, folder)
     transport = InProcess(sites, report=report, task=unit.key)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(
@@ -107,7 +107,7 @@ def train_unit(
         coordinator=arm.algorithm.coordinator(arm.config, {k: initial[k] for k in workspace.travels}, layout),
         transport=transport,
         store=store,
-        expected=uploads,
+        coding=coding,
         share_counts=arm.train.loss.prior == "federation",
         moves=unit.moves,
         report=report,
@@ -138,14 +138,14 @@ def _sites(
     prepared: Prepared,
     trainer: Trainer,
     workspace: Workspace,
-    uploads: Mapping[str, Spec],
+    coding: Coding,
     folder: Path,
 ) -> list[Site]:
     judges_own = study.evaluation.retrogress and unit.moves
     declaration = Declaration(
-        uploads,
+        coding.specs,
         UPLOAD_METRICS | arm.algorithm.numbers | (BEFORE_METRICS if judges_own else frozenset()),
-        f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
+        f"{arm.algorithm.name}: {arm.algorithm.facts.travels}{_written(arm, coding)}",
         VALIDATION_METRICS,
         _statistics(study, arm),
     )
@@ -163,6 +163,7 @@ def _sites(
             measure=validation_metrics,
             keep_optimizer=keep,
             judges_own=judges_own,
+            coding=coding,
         )
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,6 +172,11 @@ def _sites(
         joined = pool([parts["train"] for parts in sets.values()])
         return [site(POOLED, joined, {name: parts["validation"] for name, parts in sets.items()})]
     return [site(name, parts["train"], {name: parts["validation"]}) for name, parts in sets.items()]
+
+
+def _written(arm: Arm, coding: Coding) -> str:
+    """For the ledger."""
+    return "" if coding.plain else f"; changes of weights as {arm.federation.upload.code}"
 
 
 def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from morphfed.core.config import Config
 from morphfed.core.errors import FederationError, UploadRejectedError
@@ -16,13 +16,13 @@ from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Spec, Tensors, Upload, nbytes
 from morphfed.federation import retrogress
 from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.coding.base import UploadConfig
+from morphfed.federation.coding.wire import Coding, Download
 from morphfed.federation.statistics import summed_counts
-from morphfed.federation.validate import check_upload
+from morphfed.federation.validate import check_upload, opened
 from morphfed.privacy.egress import NUMBER_BYTES, upload_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from morphfed.algorithms.base import CoordinatorHalf
     from morphfed.federation.transports.base import Metrics, Transport
 
@@ -35,6 +35,19 @@ class FederationConfig(Config):
     select: Literal["balanced_accuracy", "macro_f1"] = Field(
         "balanced_accuracy", description="validation metric that chooses the round, mean over the training sites"
     )
+    upload: UploadConfig = Field(
+        default_factory=UploadConfig, description="how uploads are written; a code's name alone will do"
+    )
+    download: Download = Field("fp32", description="bf16: the sites get the trained weights rounded, in half the bytes")
+
+    @field_validator("upload", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"code": value} if isinstance(value, str) else value
+
+
+_TRAINING = ("optimizer/", "residual/")
+"""Private state of a site that its model does not need."""
 
 
 @dataclass
@@ -81,7 +94,7 @@ class RoundLoop:
         coordinator: the algorithm's coordinator half.
         transport: reaches the sites.
         store: checkpoints; None keeps none (benchmarks).
-        expected: what an upload must hold; None: the same as the site's download.
+        coding: how uploads and downloads are written; None: as they are, and an upload holds what its download does.
         share_counts: whether the sites send their class counts before round 1 and use the sum.
         moves: whether models really cross a site's border (not in the local and centralised arms); only then bytes
             are counted.
@@ -96,7 +109,7 @@ class RoundLoop:
         coordinator: CoordinatorHalf,
         transport: Transport,
         store: CheckpointStore | None,
-        expected: Mapping[str, Spec] | None = None,
+        coding: Coding | None = None,
         share_counts: bool = False,
         moves: bool = True,
         report: Reporter = silent,
@@ -104,7 +117,7 @@ class RoundLoop:
     ) -> None:
         self._config, self._coordinator, self._transport = config, coordinator, transport
         self._store, self._moves, self._report, self._task = store, moves, report, task
-        self._expected, self._share_counts = expected, share_counts
+        self._coding, self._share_counts = coding, share_counts
         self._progress = Progress()
         self._best: Tensors = {}
         self._best_sites: dict[str, Tensors] = {}
@@ -143,10 +156,11 @@ class RoundLoop:
         cohort = tuple(self._transport.sites)
         self._coordinator.begin_round(number, cohort)
         downloads = {site: self._coordinator.download(site) for site in cohort}
-        accepted = self._collect(number, downloads)
+        sent = self._sent(downloads)
+        accepted = self._collect(number, downloads, sent)
         self._coordinator.end_round()
-        self._count_down(downloads)
-        after = {site: self._coordinator.download(site) for site in cohort}
+        self._count_down(sent)
+        after = self._sent({site: self._coordinator.download(site) for site in cohort})
         validation = self._transport.evaluate(number, after)
         seconds = time.perf_counter() - started
         self._progress.seconds += seconds
@@ -155,24 +169,30 @@ class RoundLoop:
         improved = self._select(number, validation)
         self._save(number, improved)
 
-    def _collect(self, number: int, downloads: dict[str, Tensors]) -> dict[str, Metrics]:
+    def _sent(self, downloads: dict[str, Tensors]) -> dict[str, Tensors]:
+        return downloads if self._coding is None else self._coding.send(downloads)
+
+    def _collect(self, number: int, downloads: dict[str, Tensors], sent: dict[str, Tensors]) -> dict[str, Metrics]:
         """Fold the uploads in as they come; return the numbers that came with the accepted ones."""
         accepted: dict[str, Metrics] = {}
         refused: list[str] = []
         waiting = iter(downloads)
-        for answer in self._transport.train(number, self._config.rounds, downloads):
+        for answer in self._transport.train(number, self._config.rounds, sent):
             site = next(waiting)
-            specs = self._expected or {name: Spec.of(tensor) for name, tensor in downloads[site].items()}
+            download = downloads[site]
+            coding = self._coding or Coding.none({name: Spec.of(tensor) for name, tensor in download.items()})
             try:
                 if isinstance(answer, Failure):
                     raise UploadRejectedError(answer.reason, fix="see the site's training settings.")
-                check_upload(answer, site=site, round_number=number, specs=specs)
+                check_upload(answer, site=site, round_number=number, specs=coding.specs)
+                upload = opened(answer, coding, download)
             except UploadRejectedError as cause:
                 refused.append(cause.message)
                 self._progress.rejected.append({"round": number, "site": site, "reason": cause.message})
                 self._report(Event(self._task, text=f"round {number}: {cause.message}", level="warning"))
                 continue
-            self._fold(answer)
+            self._coordinator.fold(upload)
+            self._count_up(answer)
             accepted[site] = dict(answer.metrics)
         needed = max(1, math.ceil(self._config.quorum * len(downloads)))
         if len(accepted) < needed:
@@ -183,16 +203,16 @@ class RoundLoop:
             )
         return accepted
 
-    def _fold(self, upload: Upload) -> None:
-        self._coordinator.fold(upload)
+    def _count_up(self, upload: Upload) -> None:
+        """Of an upload as it came."""
         self._progress.steps += int(upload.metrics.get("steps", 0))
         self._progress.images_seen += int(upload.metrics.get("images", 0))
         if self._moves:
             self._progress.bytes_up += upload_bytes(upload.tensors, upload.metrics)
 
-    def _count_down(self, downloads: dict[str, Tensors]) -> None:
+    def _count_down(self, sent: dict[str, Tensors]) -> None:
         if self._moves:
-            self._progress.bytes_down += sum(nbytes(tensors) for tensors in downloads.values())
+            self._progress.bytes_down += sum(nbytes(tensors) for tensors in sent.values())
 
     def _note(self, number: int, seconds: float, accepted: dict[str, Metrics], validation: dict[str, Metrics]) -> None:
         sites: dict[str, dict[str, Any]] = {
@@ -218,10 +238,10 @@ class RoundLoop:
         return True
 
     def _snapshot(self) -> tuple[Tensors, dict[str, Tensors]]:
-        """Copies of the global model and of what the sites need to use it (not their optimisers)."""
+        """Copies of the global model and of what the sites need to use it (not what only training needs)."""
         model = {name: tensor.clone() for name, tensor in self._coordinator.model().items()}
         sites = {
-            site: {k: v.clone() for k, v in state.items() if not k.startswith("optimizer/")}
+            site: {k: v.clone() for k, v in state.items() if not k.startswith(_TRAINING)}
             for site, state in self._transport.site_states().items()
         }
         return model, {site: state for site, state in sites.items() if state}

@@ -14,6 +14,7 @@ from torch import nn
 from morphfed.algorithms.base import SiteHalf, SiteWork
 from morphfed.core.types import Tensors, Upload
 from morphfed.federation import retrogress
+from morphfed.federation.coding.wire import Coding
 from morphfed.federation.statistics import CLASS_COUNTS, SUMS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
@@ -104,6 +105,7 @@ class Site:
         measure: validation metrics.
         keep_optimizer: whether moments survive from round to round.
         judges_own: whether each upload carries the validation metrics of the model that was just trained.
+        coding: how uploads are written and downloads read; None: as they are.
     """
 
     def __init__(
@@ -119,12 +121,15 @@ class Site:
         measure: Measure,
         keep_optimizer: bool,
         judges_own: bool = False,
+        coding: Coding | None = None,
     ) -> None:
         self.name = name
         self._train, self._validation = train, validation
         self._trainer, self._workspace = trainer, workspace
         self._half, self._gate, self._measure = half, gate, measure
         self._keep_optimizer, self._judges_own = keep_optimizer, judges_own
+        self._coding = coding or Coding.none({})
+        self._residual: Tensors = {}
         self._local: Tensors = dict(workspace.fresh)
         self._optimizer_states: dict[str, Tensors] = {}
         self._private: Tensors = {}
@@ -148,9 +153,10 @@ class Site:
         """Answer one round.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss is not finite, or what was trained is not.
             PrivacyError: the algorithm tried to send what it did not declare.
         """
+        download = self._coding.open(download)
         self._load_shared(download)
         answer = self._half.train(self._work(round_number, rounds), download)
         self._local = self._workspace.local_parts()
@@ -158,7 +164,12 @@ class Site:
         metrics = {"loss": report.loss, "steps": float(report.steps), "images": float(report.images), **answer.numbers}
         if self._judges_own:
             metrics |= retrogress.to_send(self._judge_own())
-        return self._gate.release(Upload(self.name, round_number, answer.tensors, float(len(self._train)), metrics))
+        tensors, residual = self._coding.encode(
+            answer.tensors, download, self._residual, site=self.name, round_number=round_number
+        )
+        upload = self._gate.release(Upload(self.name, round_number, tensors, float(len(self._train)), metrics))
+        self._residual = residual
+        return upload
 
     def _judge_own(self) -> dict[str, float]:
         """Validation metrics of the model that this site would go on with if nothing were sent back; {}: no images.
@@ -225,7 +236,7 @@ class Site:
 
     def load_model(self, download: Tensors) -> None:
         """Fill the workspace with the model that this site uses: the download, its own parts, its personal model."""
-        self._load_shared(download)
+        self._load_shared(self._coding.open(download))
         self._workspace.load(self._half.personal(self._private))
 
     def evaluate(self, round_number: int, download: Tensors) -> dict[str, dict[str, float]]:
@@ -273,11 +284,12 @@ class Site:
         return sums
 
     def state(self) -> Tensors:
-        """Private tensors by kind: ``local/…``, ``optimizer/…``, ``algorithm/…``."""
+        """Private tensors by kind: ``local/…``, ``optimizer/…``, ``algorithm/…``, ``residual/…``."""
         return {
             **{f"local/{k}": v for k, v in self._local.items()},
             **{f"optimizer/{s}/{k}": v for s, state in self._optimizer_states.items() for k, v in state.items()},
             **{f"algorithm/{k}": v for k, v in self._private.items()},
+            **{f"residual/{k}": v for k, v in self._residual.items()},
         }
 
     def load_state(self, tensors: Tensors) -> None:
@@ -288,6 +300,7 @@ class Site:
             slot, _, key = name.partition("/")
             self._optimizer_states.setdefault(slot, {})[key] = tensor
         self._private = under("algorithm/", tensors)
+        self._residual = under("residual/", tensors)
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from morphfed.core.errors import UploadRejectedError
 from morphfed.core.types import Spec, Tensors, Upload
+from morphfed.federation.coding.wire import Coding
 
 _FIX = "the round goes on without this site if the quorum holds; look at the site's data and training log."
 
@@ -43,6 +45,29 @@ def check_upload(upload: Upload, *, site: str, round_number: int, specs: Mapping
     bad = first_not_finite(upload.tensors)
     if bad is not None:
         raise _rejected(site, f"'{bad}' holds NaN or infinity")
+
+
+def opened(upload: Upload, coding: Coding, download: Tensors) -> Upload:
+    """The upload as the algorithm takes it in: ordinary tensors, all finite.
+
+    Args:
+        upload: one that :func:`check_upload` accepted with ``coding.specs``.
+        coding: how it was written.
+        download: what the coordinator handed to this site, in full precision.
+
+    Raises:
+        UploadRejectedError: names the site and the tensor.
+    """
+    if coding.plain:
+        return upload
+    try:
+        tensors = coding.decode(upload.tensors, download)
+    except ValueError as cause:
+        raise _rejected(upload.site, str(cause)) from cause
+    bad = first_not_finite(tensors)
+    if bad is not None:
+        raise _rejected(upload.site, f"'{bad}' with its change added holds NaN or infinity")
+    return replace(upload, tensors=tensors)
 
 
 def first_not_finite(tensors: Tensors) -> str | None:

@@ -36,6 +36,8 @@ def cost(page: Page) -> Section:
     section.blocks += [Text(_budget_sentence(r)), _table(r)]
     if shared := _shared_counts(r):
         section.blocks.append(Text(shared))
+    if coded := _coded(r):
+        section.blocks.append(Text(coded))
     section.blocks += _events(r)
     return section
 
@@ -117,6 +119,39 @@ def _shared_counts(r: Results) -> str:
             f"every site's loss used their sum ({each})."
         )
     return " ".join(said)
+
+
+def _coded(r: Results) -> str:
+    """Which arms' models did not travel as they are."""
+    said: dict[str, list[str]] = {}
+    for model in r.arms:
+        if (arm_cost(r, model).up or 0) > 0 and (how := _how(transfers(r, model.arm))):
+            said.setdefault(how, []).append(model.title)
+    return " ".join(f"{listed(names)}: {how}. Bytes are those of the coded tensors." for how, names in said.items())
+
+
+def transfers(r: Results, arm: str) -> tuple[Mapping[str, Any], str]:
+    """An arm's ``federation.upload`` (empty in results from before there was a choice) and ``federation.download``."""
+    own = ((r.config.get("arms") or {}).get(arm) or {}).get("federation") or {}
+    return own.get("upload") or {}, str(own.get("download") or "fp32")
+
+
+def _how(chosen: tuple[Mapping[str, Any], str]) -> str:
+    upload, download = chosen
+    codes = {
+        "bf16": "rounded to bfloat16",
+        "fp16": "rounded to float16",
+        "int8": "in one byte a number",
+        "topk": f"only the largest {100 * (finite(upload.get('share')) or 0):.3g} % of each tensor",
+    }
+    code = str(upload.get("code") or "fp32")
+    said = []
+    if code != "fp32":
+        kept = "stayed at the site for its next upload" if upload.get("error_feedback") else "was lost"
+        said.append(f"the sites sent the changes of their weights {codes.get(code, code)}; what that leaves out {kept}")
+    if download != "fp32":
+        said.append("the sites got the weights rounded to bfloat16")
+    return "; ".join(said)
 
 
 def _table(r: Results) -> Table:

@@ -20,7 +20,7 @@ from morphfed.reporting.blocks import (
     Text,
 )
 from morphfed.reporting.results import Results
-from morphfed.reporting.sections.cost import coarse_images, training_images
+from morphfed.reporting.sections.cost import arm_cost, coarse_images, training_images, transfers
 from morphfed.reporting.text import count, counted, duration, finite, listed, metric_name, plain
 
 _WORKS = {
@@ -38,6 +38,11 @@ _WORKS = {
     "qfedavg": "Li T et al. Fair resource allocation in federated learning. ICLR 2020.",
     "retrogress": "Chen Z et al. Personalized retrogress-resilient framework for real-world medical federated "
     "learning. MICCAI 2021.",
+    "error_feedback": "Karimireddy SP et al. Error feedback fixes SignSGD and other gradient compression schemes. "
+    "ICML 2019.",
+    "int8": "Jacob B et al. Quantization and training of neural networks for efficient integer-arithmetic-only "
+    "inference. CVPR 2018.",
+    "topk": "Stich SU et al. Sparsified SGD with memory. NeurIPS 2018.",
     "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. Data in Brief 2020; 30:105474.",
     "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by "
     "self-supervised learning. Micron 2018; 107:55–71.",
@@ -230,6 +235,10 @@ def citations(r: Results) -> list[str]:
     if isinstance(loss, Mapping):
         used |= {str(v) for v in loss.values() if isinstance(v, str)}
     used.add(str(_table(r.config, "data").get("coarse")))
+    for model in r.arms:
+        upload, _ = transfers(r, model.arm)
+        if (arm_cost(r, model).up or 0) > 0 and upload.get("code", "fp32") != "fp32":
+            used |= {str(upload["code"])} | ({"error_feedback"} if upload.get("error_feedback") else set())
     return [*(work for key, work in _WORKS.items() if key in used), *_ALWAYS]
 
 
