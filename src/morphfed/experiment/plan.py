@@ -11,7 +11,7 @@ from morphfed.core.progress import Event, Reporter, silent
 from morphfed.experiment.assemble import draft_sites, label_and_split
 from morphfed.experiment.resolve import Resolved, resolve
 from morphfed.experiment.study import Arm, load_study
-from morphfed.experiment.units import Unit, units_of
+from morphfed.experiment.units import Unit, steps_of, units_of
 
 if TYPE_CHECKING:
     from morphfed.models.backbone import Backbone
@@ -174,10 +174,7 @@ def _tuning_notes(arms: Mapping[str, Arm], networks: Mapping[str, Mapping[str, A
 
 
 def _unit(unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any]) -> dict[str, Any]:
-    counts = [int(sites[s]["train"]) for s in unit.trained_on]
-    groups = [sum(counts)] if unit.pooled else counts
-    passes = arm.federation.rounds * arm.algorithm.passes(arm.config, arm.train.local_epochs)
-    steps = passes * sum(-(-n // arm.train.batch_size) for n in groups)
+    steps = steps_of(unit, arm, {name: int(site["train"]) for name, site in sites.items()})
     judged = arm.federation.rounds * sum(int(sites[s]["validation"]) for s in unit.trained_on)
     judged += sum(_tested(unit, name, site) for name, site in sites.items())
     step = network["step_seconds"]

@@ -56,6 +56,17 @@ class Unit:
         return len(self.trained_on) > 1 and not self.pooled
 
 
+def steps_of(unit: Unit, arm: Arm, counts: Mapping[str, int]) -> int:
+    """Training steps of a unit.
+
+    Args:
+        counts: training images by site.
+    """
+    own = [counts[site] for site in unit.trained_on]
+    passes = arm.federation.rounds * arm.algorithm.passes(arm.config, arm.train.local_epochs)
+    return passes * sum(-(-n // arm.train.batch_size) for n in ([sum(own)] if unit.pooled else own))
+
+
 def fold_folder(run: Path, site: str) -> Path:
     """Where the fold that holds out ``site`` is kept."""
     return run / "folds" / site

@@ -44,13 +44,14 @@ class LossConfig(Config):
         return self
 
 
-def make_loss(config: LossConfig, class_counts: Tensor) -> Loss:
+def make_loss(config: LossConfig, class_counts: Tensor, *, device: torch.device | None = None) -> Loss:
     """Build a loss for one site.
 
     Args:
         config: which.
         class_counts: integer ``(C,)``, training images of each class, at the site or at all sites (``config.prior``);
             zeros are allowed.
+        device: where the logits will be, so that no step has to bring weights there.
 
     Returns:
         Function of logits ``(N, C)`` and labels ``(N,)`` that returns the mean loss, a scalar.
@@ -59,7 +60,7 @@ def make_loss(config: LossConfig, class_counts: Tensor) -> Loss:
     if config.kind == "focal":
         return lambda logits, labels: focal_loss(logits, labels, gamma=config.gamma)
     if config.kind == "class_balanced":
-        weights = class_balanced_weights(counts, beta=config.beta)
+        weights = class_balanced_weights(counts, beta=config.beta).to(device=device)
         return lambda logits, labels: F.cross_entropy(
             logits,
             labels,
@@ -67,7 +68,7 @@ def make_loss(config: LossConfig, class_counts: Tensor) -> Loss:
             label_smoothing=config.label_smoothing,
         )
     if config.kind == "logit_adjusted":
-        shift = logit_shift(counts, tau=config.tau)
+        shift = logit_shift(counts, tau=config.tau).to(device=device)
         return lambda logits, labels: F.cross_entropy(
             logits + shift.to(logits.device, logits.dtype), labels, label_smoothing=config.label_smoothing
         )
