@@ -178,6 +178,23 @@ def test_memory_that_another_process_took_first_is_no_failure(
     assert "found no memory on meta after all" in said[0].text
 
 
+def test_a_unit_without_memory_fails_alone_and_names_the_card(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("morphfed.experiment.train_unit.train_unit", full)
+    monkeypatch.setattr(pool, "_prepared", lambda *_: _prepared())
+    resolved = resolve(*load_study(tiny), tiny.parent)
+    unit = units_of(resolved.study, resolved.arms)[0]
+    job = pool.Job(
+        unit, replace(resolved, study=resolved.study.model_copy(update={"held_out": ()})), tiny, tiny, tiny, ""
+    )
+    why = pool._attempt(job, "cuda:1", 2, lambda _: None)
+    assert (
+        why == "cuda:1 has too little memory. Fix: lower train.batch_size or compute.jobs, and run the command again."
+    )
+
+
 def test_on_a_cpu_nothing_is_brought(said: list[Event]) -> None:
     prepared = _prepared()
     assert residence.bring(prepared, torch.device("cpu"), report=said.append) == (prepared, "host")

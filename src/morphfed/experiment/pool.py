@@ -78,6 +78,8 @@ def _devices(jobs: Sequence[Job]) -> tuple[str, ...]:
 
 def _attempt(job: Job, device: str, shared: int, report: Reporter) -> str | None:
     """Train one unit; return why it failed, or None."""
+    import torch
+
     from morphfed.experiment.folds import hold_out, study_of
     from morphfed.experiment.train_unit import train_unit
 
@@ -98,6 +100,10 @@ def _attempt(job: Job, device: str, shared: int, report: Reporter) -> str | None
         raise
     except MorphfedError as cause:
         return f"{cause.message} Fix: {cause.fix}"
+    except torch.OutOfMemoryError:
+        return (
+            f"{device} has too little memory. Fix: lower train.batch_size or compute.jobs, and run the command again."
+        )
     return None
 
 
