@@ -43,6 +43,16 @@ def test_benchmark(name: str) -> None:
     assert all(row.what in table.markdown(rows) for row in rows)
 
 
+def test_without_a_gpu_nothing_is_claimed_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, table = load("gpu"), load("_table")
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    rows = list(gpu.rows(table.Options()))
+    assert [row.what.split(", ")[1:] for row in rows] == [
+        [name, "224 px", how] for name in ("ResNet-34", "DINOv2-S") for how in ("eager", "compiled")
+    ]
+    assert {(row.ours, row.met) for row in rows} == {("not measured: no GPU here", None)}
+
+
 def test_one_file_prints_rows_for_the_table(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,12 +68,45 @@ class Augment:
         Returns:
             Same shape and range.
         """
+        return self.apply(images, self.draw(len(images), generator))
+
+    def draw(self, n: int, generator: Generator) -> Tensor:
+        """Draw what happens to ``n`` images: one flat float32 tensor in host memory, so that it travels in one copy.
+
+        Its blocks are, where switched on: moves ``(n, 2, 3)``, stain mixing ``(n, 3, 3)``, stain offsets ``(n, 3, 1)``
+        and colour mixing ``(n, 3, 3)``; at most 27 numbers an image. Empty where nothing is perturbed.
+        """
+        parts: list[Tensor] = []
         if self._moves:
-            images = move(images, self._geometry(len(images), generator))
+            parts.append(self._geometry(n, generator))
         if self._stains:
-            images = self._stain(images, generator)
+            parts += self._stain_changes(n, generator)
         if self._colours:
-            images = mix_channels(images, self._colour(len(images), generator)).clamp_(0, 1)
+            parts.append(self._colour(n, generator))
+        return torch.cat([part.reshape(-1) for part in parts]) if parts else torch.empty(0)
+
+    def apply(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Perturb images as drawn; nothing waits for the device.
+
+        Args:
+            images: float ``(N, 3, H, W)`` in [0, 1].
+            draws: of :meth:`draw` for ``N`` images, on the same device.
+        """
+        at = 0
+
+        def block(*shape: int) -> Tensor:
+            nonlocal at
+            start, at = at, at + len(images) * math.prod(shape)
+            return draws[start:at].view(-1, *shape)
+
+        if self._moves:
+            images = move(images, block(2, 3))
+        if self._stains:
+            density = -torch.log(images.clamp(min=1.0 / 255.0))
+            density = mix_channels(density, block(3, 3)) + block(3, 1, 1).to(images.dtype)
+            images = torch.exp(-density.clamp_(min=0.0))
+        if self._colours:
+            images = mix_channels(images, block(3, 3)).clamp_(0, 1)
         return images
 
     def _geometry(self, n: int, g: Generator) -> Tensor:
@@ -90,15 +123,12 @@ class Augment:
         offset = (torch.rand(n, 2, 1, generator=g) * 2 - 1) * (2 * c.shift)
         return torch.cat([matrix, offset], dim=2)
 
-    def _stain(self, images: Tensor, g: Generator) -> Tensor:
+    def _stain_changes(self, n: int, g: Generator) -> list[Tensor]:
+        """Mixing ``(n, 3, 3)`` and offset ``(n, 3, 1)`` of the optical density."""
         c = self.config
-        n = len(images)
         strength = torch.exp(torch.randn(n, 3, generator=g) * (c.stain * c.strength))
         mixing = torch.diag_embed(strength) + torch.randn(n, 3, 3, generator=g) * (c.stain_mix * c.strength)
-        offset = torch.randn(n, 3, 1, 1, generator=g) * (c.background * c.strength)
-        density = -torch.log(images.clamp(min=1.0 / 255.0))
-        density = mix_channels(density, mixing) + offset.to(images.device, images.dtype)
-        return torch.exp(-density.clamp_(min=0.0))
+        return [mixing, torch.randn(n, 3, 1, generator=g) * (c.background * c.strength)]
 
     def _colour(self, n: int, g: Generator) -> Tensor:
         c = self.config

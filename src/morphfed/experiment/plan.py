@@ -12,7 +12,7 @@ from morphfed.experiment.assemble import LeftOut, draft_sites, label_and_split
 from morphfed.experiment.prepare import coarse_block, coarse_notes
 from morphfed.experiment.resolve import Resolved, resolve
 from morphfed.experiment.study import Arm, Study, load_study
-from morphfed.experiment.units import Unit, units_of
+from morphfed.experiment.units import Unit, steps_of, units_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,11 +187,7 @@ def _tuning_notes(arms: Mapping[str, Arm], networks: Mapping[str, Mapping[str, A
 def _unit(
     unit: Unit, arm: Arm, sites: Mapping[str, Mapping[str, Any]], network: Mapping[str, Any], *, retrogress: bool
 ) -> dict[str, Any]:
-    counts = [int(sites[s]["train"]) for s in unit.trained_on]
-    groups = [sum(counts)] if unit.pooled else counts
-    passes = arm.algorithm.passes(arm.config, arm.train.local_epochs)
-    pooled = len(counts) if unit.pooled else 1
-    steps = arm.federation.rounds * sum(arm.train.steps(n, passes=passes, sites=pooled) for n in groups)
+    steps = steps_of(unit, arm, {name: int(site["train"]) for name, site in sites.items()})
     # After each round, and where retrogress is asked for also before each communication.
     validations = 2 if retrogress and unit.moves else 1
     validated = validations * arm.federation.rounds * sum(int(sites[s]["validation"]) for s in unit.trained_on)

@@ -1,4 +1,8 @@
-"""Units in processes of their own: as many at once as there are cores, each with its own threads."""
+"""Units in processes of their own: as many at once as there are cores or GPUs, each with its own threads.
+
+A process has one device for all its units, so that images stay there from one unit to the next; units go to whichever
+process is free.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,13 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.queues import Queue
+from multiprocessing.queues import Queue, SimpleQueue
 from pathlib import Path
 from typing import Any
 
 from morphfed.core.errors import MorphfedError, StorageError
 from morphfed.core.progress import Event, Reporter
+from morphfed.experiment.devices import Place, deal, devices_of, sharing
 from morphfed.experiment.resolve import Resolved
 from morphfed.experiment.units import Unit
 
@@ -33,7 +38,7 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], *, processes: int, threads: int, report: Reporter) -> dict[str, str]:
-    """Train all units.
+    """Train all units, on the study's devices in turn.
 
     Returns:
         Units that failed for a reason of their own (lost quorum, loss not finite) → why. The others go on.
@@ -58,7 +63,7 @@ def _here(jobs: Sequence[Job], threads: int, report: Reporter) -> dict[str, str]
     try:
         for done, job in enumerate(jobs):
             report(Event("study", done, len(jobs), "units"))
-            why = _attempt(job, report)
+            why = _attempt(job, _devices(jobs)[0], 1, report)
             if why is not None:
                 failed[job.unit.key] = why
         report(Event("study", len(jobs), len(jobs), "units"))
@@ -67,8 +72,14 @@ def _here(jobs: Sequence[Job], threads: int, report: Reporter) -> dict[str, str]
     return failed
 
 
-def _attempt(job: Job, report: Reporter) -> str | None:
+def _devices(jobs: Sequence[Job]) -> tuple[str, ...]:
+    return devices_of(jobs[0].resolved.study.compute.device)
+
+
+def _attempt(job: Job, device: str, shared: int, report: Reporter) -> str | None:
     """Train one unit; return why it failed, or None."""
+    import torch
+
     from morphfed.experiment.folds import hold_out, study_of
     from morphfed.experiment.train_unit import train_unit
 
@@ -82,12 +93,17 @@ def _attempt(job: Job, report: Reporter) -> str | None:
             run=job.run,
             study_folder=job.study_folder,
             fingerprint=job.fingerprint,
+            place=Place(device, shared, job.unit.arm in job.resolved.compiled),
             report=report,
         )
     except StorageError:
         raise
     except MorphfedError as cause:
         return f"{cause.message} Fix: {cause.fix}"
+    except torch.OutOfMemoryError:
+        return (
+            f"{device} has too little memory. Fix: lower train.batch_size or compute.jobs, and run the command again."
+        )
     return None
 
 
@@ -109,9 +125,12 @@ def _pool(jobs: Sequence[Job], processes: int, threads: int, report: Reporter) -
     listener = threading.Thread(target=_listen, args=(events, report), daemon=True)
     listener.start()
     failed: dict[str, str] = {}
-    executor = ProcessPoolExecutor(
-        processes, mp_context=context, initializer=_start_worker, initargs=(events, threads, os.getpid())
-    )
+    devices = _devices(jobs)
+    dealt: SimpleQueue[str] = context.SimpleQueue()
+    for device in deal(devices, processes):
+        dealt.put(device)
+    start = (events, dealt, sharing(devices, processes), threads, os.getpid())
+    executor = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=start)
     try:
         futures = {executor.submit(_work, job): job for job in jobs}
         for done, future in enumerate(as_completed(futures), start=1):
@@ -138,15 +157,18 @@ def _listen(events: Queue[Event | None], report: Reporter) -> None:
 
 
 _events: Queue[Event | None] | None = None
+_place: tuple[str, int] = ("cpu", 1)
 
 
-def _start_worker(events: Queue[Event | None], threads: int, parent: int) -> None:
-    global _events
-    _events = events
+def _start_worker(events: Queue[Event | None], dealt: SimpleQueue[str], shared: int, threads: int, parent: int) -> None:
+    global _events, _place
+    _events, _place = events, (dealt.get(), shared)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
+    if _place[0].startswith("cuda"):
+        torch.cuda.set_device(_place[0])  # what is made without naming a device must not land on GPU 0
 
 
 def _leave_with(parent: int) -> None:
@@ -159,4 +181,4 @@ def _leave_with(parent: int) -> None:
 def _work(job: Job) -> str | None:
     queue = _events
     assert queue is not None
-    return _attempt(job, queue.put)
+    return _attempt(job, *_place, queue.put)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from morphfed.core.errors import ConfigError
+from morphfed.experiment.devices import devices_of
 from morphfed.experiment.environment import cores as available_cores
 from morphfed.experiment.features import wants_features
 from morphfed.experiment.study import Arm, Study
 from morphfed.experiment.units import units_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 FREE = ("seeds", "arms", "evaluation", "name", "model", "train", "federation")
 """Keys that may change from one call to the next in the same run folder: seeds and arms may be added, the judging
@@ -31,6 +36,7 @@ class Resolved:
         jobs: processes that train at once.
         threads: torch threads of each.
         folder: the study file's, for relative paths.
+        compiled: arms whose training steps are compiled.
     """
 
     study: Study
@@ -38,6 +44,7 @@ class Resolved:
     jobs: int
     threads: int
     folder: Path
+    compiled: frozenset[str] = frozenset()
 
     def asked(self) -> dict[str, Any]:
         """What was asked for, without what only says where to compute."""
@@ -46,12 +53,17 @@ class Resolved:
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as they are used."""
-        compute = {"device": self.study.compute.device, "threads": self.threads}
+        compute: dict[str, Any] = {"device": self.study.compute.device, "threads": self.threads}
+        if self.compiled:
+            compute["compile"] = sorted(self.compiled)
         return {**self.asked(), "compute": compute}
 
     def of_arm(self, name: str) -> dict[str, Any]:
         """All that decides what the units of one arm compute: not the other arms, other seeds, or the judging."""
         settings = {key: value for key, value in self.as_dict().items() if key not in FREE}
+        settings["compute"] = {key: value for key, value in settings["compute"].items() if key != "compile"}
+        if name in self.compiled:
+            settings["compute"]["compile"] = True
         deciding = self.study.evaluation.model_dump(mode="json", include=set(DECIDING))
         return {**settings, "arm": self.arms[name].as_dict(), "evaluation": deciding}
 
@@ -73,26 +85,28 @@ class Resolved:
     def _faster(self, arm: Arm) -> str:
         import torch
 
-        from morphfed.models.backbone import build
         from morphfed.training.precision import faster_precision
 
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            network = build(
-                arm.model,
-                classes=len(self.study.classes),
-                image_size=self.study.data.image_size,
-                seed=0,
-                folder=self.folder,
-            ).module
             device = torch.device(self.study.compute.device)
-            network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            size = self.study.data.image_size
             return faster_precision(
-                network, image_size=self.study.data.image_size, batch_size=arm.train.batch_size, device=device
+                self.network(arm, device), image_size=size, batch_size=arm.train.batch_size, device=device
             )
         finally:
             torch.set_num_threads(before)
+
+    def network(self, arm: Arm, device: torch.device) -> nn.Module:
+        """An arm's network on a device, to be measured there; no unit trains it."""
+        import torch
+
+        from morphfed.models.backbone import build
+
+        size = self.study.data.image_size
+        backbone = build(arm.model, classes=len(self.study.classes), image_size=size, seed=0, folder=self.folder)
+        return backbone.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def with_measured(self, saved: Mapping[str, Any]) -> Resolved:
         """Take the measured choices of the run's first call."""
@@ -115,7 +129,7 @@ def resolve(study: Study, arms: dict[str, Arm], folder: Path) -> Resolved:
     """Decide the device, and how many processes train at once with how many threads.
 
     On a CPU, units in processes of one thread each are faster than one unit with many threads: small batches do not
-    fill several cores. On a GPU one unit at a time has the whole card.
+    fill several cores. On GPUs one unit at a time has a whole card.
 
     Raises:
         ConfigError: the device does not exist here.
@@ -123,9 +137,10 @@ def resolve(study: Study, arms: dict[str, Arm], folder: Path) -> Resolved:
     device = _device(study.compute.device)
     cores = available_cores()
     units = len(units_of(study, arms))
-    jobs = study.compute.jobs or (min(cores, units) if device == "cpu" else 1)
-    # From the cores and the asked jobs only: the number of units left must not change what is computed.
-    threads = study.compute.threads or max(1, cores // (study.compute.jobs or (cores if device == "cpu" else 1)))
+    at_once = cores if device == "cpu" else len(devices_of(device))
+    jobs = study.compute.jobs or min(at_once, units)
+    # From the machine and the asked jobs only: the number of units left must not change what is computed.
+    threads = study.compute.threads or max(1, cores // (study.compute.jobs or at_once))
     compute = study.compute.model_copy(update={"device": device})
     return Resolved(study.model_copy(update={"compute": compute}), arms, jobs, threads, folder)
 

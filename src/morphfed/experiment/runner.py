@@ -20,6 +20,8 @@ from morphfed.core.errors import ConfigError, MorphfedError, StorageError
 from morphfed.core.files import read_json, sha256_text, storage_error, write_bytes, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.experiment.assemble import data_root
+from morphfed.experiment.compiling import decide
+from morphfed.experiment.devices import devices_of, exact, fitting, need_of, sharing
 from morphfed.experiment.folds import refuse_folds
 from morphfed.experiment.pool import Job, run_jobs
 from morphfed.experiment.prepare import Prepared, prepare
@@ -87,6 +89,7 @@ def run_study(study_file: Path, options: Options, *, report: Reporter = silent) 
         refuse_folds(prepared, resolved.study)
         _check_data(resolved, run, report)
         units = units_of(resolved.study, resolved.arms)
+        resolved = _settle_compiling(resolved, units, prepared, run, report)
         _compute_features(units, resolved, prepared, run, report)
         failed = _train(units, resolved, run, options.cache, study_file.parent, report)
         _refuse_nothing(units, failed)
@@ -174,6 +177,22 @@ def _settle(study_file: Path, resolved: Resolved, run: Path) -> Resolved:
     return final
 
 
+def _settle_compiling(
+    resolved: Resolved, units: Sequence[Unit], prepared: Prepared, run: Path, report: Reporter
+) -> Resolved:
+    """Decide what is compiled, once for each arm: it changes the last bits, so a resumed run keeps to it."""
+    saved = read_json(run / CONFIG)
+    known: dict[str, bool] = saved.get("compiling", {})
+    counts = {site: len(parts["train"]) for site, parts in prepared.sets.items()}
+    final = decide(resolved, units, counts, known, report=report)
+    found = {**known, **{name: name in final.compiled for name in final.arms}}
+    arms = saved["resolved"]["arms"]
+    settled = {**saved, "resolved": {**final.as_dict(), "arms": arms}, "compiling": found}
+    if settled != saved:
+        write_json(run / CONFIG, settled)
+    return final
+
+
 def fingerprint(resolved: Resolved, unit: Unit) -> str:
     """Identifies what a unit's checkpoints belong to."""
     import json
@@ -236,10 +255,30 @@ def _train(
             )
         )
     jobs = [Job(unit, resolved, run, cache, study_folder, fingerprint(resolved, unit)) for unit in todo]
-    failed = run_jobs(jobs, processes=min(resolved.jobs, max(1, len(jobs))), threads=resolved.threads, report=report)
+    processes = _fitting(resolved, min(resolved.jobs, max(1, len(jobs))), report)
+    failed = run_jobs(jobs, processes=processes, threads=resolved.threads, report=report)
     for name, why in failed.items():
         report(Event(name, text=f"{name}: {why}", level="warning"))
     return failed
+
+
+def _fitting(resolved: Resolved, processes: int, report: Reporter) -> int:
+    """Fewer processes where several would share a GPU whose memory is too small for them; that is said."""
+    devices = devices_of(resolved.study.compute.device)
+    if devices == ("cpu",) or sharing(devices, processes) == 1:
+        return processes
+    from morphfed.training.resident import free_bytes
+
+    need, free = need_of(resolved), min(free_bytes(exact(device)) for device in devices)
+    each = fitting(sharing(devices, processes), need=need, free=free)
+    if each * len(devices) >= processes:
+        return processes
+    text = (
+        f"compute.jobs: {each * len(devices)} units at once in place of {processes}: each needs {need / 1e9:.1f} GB of "
+        f"a GPU beside its images, {free / 1e9:.1f} GB are free"
+    )
+    report(Event("memory", text=text, level="warning"))
+    return each * len(devices)
 
 
 def _refuse_nothing(units: Sequence[Unit], failed: Mapping[str, str]) -> None:

@@ -90,11 +90,14 @@ class EvaluationConfig(Config):
 
 
 class ComputeConfig(Config):
-    """What the machine gives. None of it changes what is computed, except threads and device in the last bits."""
+    """What the machine gives. It does not change what is computed; device, threads and compile change the last bits."""
 
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    jobs: int = Field(0, ge=0, description="units trained at once in processes of their own; 0: one a core")
+    device: str = Field("auto", description="auto, cpu, cuda (units are dealt out over all GPUs) or cuda:N")
+    jobs: int = Field(0, ge=0, description="units trained at once in processes of their own; 0: one a core, or a GPU")
     threads: int = Field(0, ge=0, description="torch threads a process; 0: cores / jobs")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile of the training step; auto: on a GPU, where it is measured to repay itself"
+    )
 
 
 class Study(Config):

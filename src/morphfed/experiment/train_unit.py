@@ -19,7 +19,9 @@ from morphfed.core.types import Spec, Tensors, nbytes
 from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.predictions import Predictions, write_predictions
 from morphfed.evaluation.unknown import Strangers, write_strangers
+from morphfed.experiment.devices import Place, exact
 from morphfed.experiment.features import on_features
+from morphfed.experiment.residence import bring
 from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
@@ -66,19 +68,22 @@ def train_unit(
     run: Path,
     study_folder: Path,
     fingerprint: str,
+    place: Place | None = None,
     report: Reporter = silent,
 ) -> None:
     """Run a unit's rounds from wherever they stopped; write its models, predictions and ``unit.json``.
 
     Args:
         fingerprint: hash of the resolved study; checkpoints of another study are refused.
+        place: where this process computes, and how; None: on the study's device, which nobody shares.
 
     Raises:
         FederationError: a round lost its quorum.
         StorageError: something could not be written; what was saved before stays.
     """
     folder = unit.folder(run)
-    device = torch.device(study.compute.device)
+    place = place or Place(study.compute.device)
+    device = exact(place.device)
     backbone = build(
         arm.model,
         classes=len(study.classes),
@@ -93,7 +98,10 @@ def train_unit(
     stored = on_features(backbone, arm, prepared, study, report=report)
     if stored is not None:  # the rounds see the head alone; what is saved is the whole network
         model, prepared = stored.model, stored.prepared
-    trainer = Trainer(arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed)
+    prepared, images_on = bring(prepared, device, processes=place.sharing, report=report, task=unit.key)
+    trainer = Trainer(
+        arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed, compiled=place.compiled
+    )
     layout = Layout.of(model, backbone.head)
     # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
@@ -128,7 +136,14 @@ def train_unit(
         write_strangers(folder / STRANGERS, said.strangers, study.classes)
     transport.load_site_states(chosen[1])
     settled = _settle(unit, study, transport, outcome, chosen[0])
-    _finish(unit, study, arm, outcome, backbone.module, layout, folder, settled, [stored.note] if stored else [])
+    told = {
+        "device": str(device),
+        "images_on": images_on,
+        **({"compiled": True} if place.compiled else {}),
+        **settled[0],
+    }
+    notes = [stored.note] if stored else []
+    _finish(unit, study, arm, outcome, backbone.module, layout, folder, (told, settled[1]), notes)
 
 
 def _sites(

@@ -56,6 +56,18 @@ class Unit:
         return len(self.trained_on) > 1 and not self.pooled
 
 
+def steps_of(unit: Unit, arm: Arm, counts: Mapping[str, int]) -> int:
+    """Training steps of a unit.
+
+    Args:
+        counts: training images by site.
+    """
+    own = [counts[site] for site in unit.trained_on]
+    passes = arm.algorithm.passes(arm.config, arm.train.local_epochs)
+    groups, pooled = ([sum(own)], len(own)) if unit.pooled else (own, 1)
+    return arm.federation.rounds * sum(arm.train.steps(n, passes=passes, sites=pooled) for n in groups)
+
+
 def fold_folder(run: Path, site: str) -> Path:
     """Where the fold that holds out ``site`` is kept."""
     return run / "folds" / site

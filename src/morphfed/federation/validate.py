@@ -78,7 +78,9 @@ def first_not_finite(tensors: Tensors) -> str | None:
     """
     if not tensors:
         return None
-    sums = torch.stack([t.sum().to("cpu", torch.float64) for t in tensors.values()])
+    # Sums are gathered where the tensors are, and read together: each read would wait for a GPU.
+    device = next(iter(tensors.values())).device
+    sums = torch.stack([t.sum().to(device, torch.float64) for t in tensors.values()])
     suspects = [name for name, ok in zip(tensors, sums.isfinite().tolist(), strict=True) if not ok]
     return next((name for name in suspects if not bool(tensors[name].isfinite().all())), None)
 

@@ -45,7 +45,9 @@ class LossConfig(Config):
         return self
 
 
-def make_loss(config: LossConfig, class_counts: Tensor, parents: Parents = ()) -> Loss:
+def make_loss(
+    config: LossConfig, class_counts: Tensor, parents: Parents = (), *, device: torch.device | None = None
+) -> Loss:
     """Build a loss for one site.
 
     Args:
@@ -53,6 +55,7 @@ def make_loss(config: LossConfig, class_counts: Tensor, parents: Parents = ()) -
         class_counts: integer ``(C,)``, training images of each class, at the site or at all sites (``config.prior``);
             zeros are allowed. Images with a coarser label are not among them.
         parents: coarser labels that may occur (:mod:`morphfed.tasks.coarse`).
+        device: where the logits will be, so that no step has to bring weights there.
 
     Returns:
         Function of logits ``(N, C)`` and labels ``(N,)`` in ``0 … C + len(parents) - 1`` that returns the mean loss, a
@@ -64,12 +67,12 @@ def make_loss(config: LossConfig, class_counts: Tensor, parents: Parents = ()) -
         return lambda logits, labels: focal_loss(logits, labels, gamma=config.gamma, parents=parents)
     if config.kind == "class_balanced":
         weights = class_balanced_weights(counts, beta=config.beta)
-        weights = parent_weights(weights, counts, parents)
+        weights = parent_weights(weights, counts, parents).to(device=device)
         return lambda logits, labels: cross_entropy(
             logits, labels, weight=weights.to(logits.device, logits.dtype), smoothing=smoothing, parents=parents
         )
     if config.kind == "logit_adjusted":
-        shift = logit_shift(counts, tau=config.tau)
+        shift = logit_shift(counts, tau=config.tau).to(device=device)
         return lambda logits, labels: cross_entropy(
             logits + shift.to(logits.device, logits.dtype), labels, smoothing=smoothing, parents=parents
         )

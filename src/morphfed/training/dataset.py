@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Generator, Tensor
 
 
 class Gather(Protocol):
@@ -58,8 +58,28 @@ class ImageSet:
 
     def batch(self, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images uint8 ``(n, 3, S, S)`` (channels-last in memory) and labels int64 ``(n,)``."""
-        pixels = torch.from_numpy(self.store.gather(self.rows[where])).permute(0, 3, 1, 2)
-        return pixels, torch.from_numpy(self.labels[where])
+        return self.read(self.rows[where]), torch.from_numpy(self.labels[where])
+
+    def sample(self, where: NDArray[np.int64], generator: Generator) -> tuple[Tensor, Tensor]:
+        """What training takes of these images, before augmentation, and labels; here the same as :meth:`batch`."""
+        return self.batch(where)
+
+    def pick(self, where: NDArray[np.int64], generator: Generator) -> NDArray[np.int64]:
+        """Rows of the store, int64 ``(n,)``, that :meth:`sample` reads for the same state of ``generator``."""
+        return self.rows[where]
+
+    def rows_used(self) -> NDArray[np.int64]:
+        """All rows of the store that this set may ask for."""
+        return self.rows
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """Rows of the store, in host memory, as :meth:`shaped` gives them."""
+        return self.shaped(torch.from_numpy(self.store.gather(rows)))
+
+    @staticmethod
+    def shaped(values: Tensor) -> Tensor:
+        """Rows as the store holds them, here ``(n, S, S, 3)``, as a batch: a view ``(n, 3, S, S)``."""
+        return values.permute(0, 3, 1, 2)
 
     @property
     def exact(self) -> NDArray[np.bool_]:

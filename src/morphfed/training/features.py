@@ -123,20 +123,23 @@ class FeatureSet(ImageSet):
 
     def batch(self, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features float32 ``(n, width)`` of the pictures as they are, and labels int64 ``(n,)``."""
-        return self._features(self.rows[where]), torch.from_numpy(self.labels[where])
+        return super().batch(where)
 
     def sample(self, where: NDArray[np.int64], generator: Generator) -> tuple[Tensor, Tensor]:
         """Features of one view of each picture, drawn evenly, and labels."""
+        return self.read(self.pick(where, generator)), torch.from_numpy(self.labels[where])
+
+    def pick(self, where: NDArray[np.int64], generator: Generator) -> NDArray[np.int64]:
+        """Rows of one view of each picture, drawn evenly."""
         drawn = torch.randint(0, self.views.shape[1], (len(where),), generator=generator).numpy()
-        return self._features(self.views[where, drawn]), torch.from_numpy(self.labels[where])
+        rows: NDArray[np.int64] = self.views[where, drawn]
+        return rows
 
-    def view(self, where: NDArray[np.int64], number: int) -> Tensor:
-        """Features float32 ``(n, width)`` of the pictures' ``number``-th stored view.
+    def rows_used(self) -> NDArray[np.int64]:
+        """Rows of every view."""
+        return self.views.reshape(-1)
 
-        Raises:
-            IndexError: so many are not stored.
-        """
-        return self._features(self.views[where, number])
-
-    def _features(self, rows: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(self.store.gather(rows))
+    @staticmethod
+    def shaped(values: Tensor) -> Tensor:
+        """Vectors are a batch as they are."""
+        return values

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 WORTHWHILE = 1.10
 """bf16 must be this much faster to be chosen; below it the noise of the measurement decides."""
@@ -24,12 +25,16 @@ def step_seconds(
     device: torch.device,
     repeats: int = 3,
     width: int | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> float:
     """Seconds of the fastest of ``repeats`` forward-and-backward passes (the weights do not change).
 
     Args:
+        repeats: after a first pass that allocates; 0: the first pass itself is timed.
         width: the network takes feature vectors of this many numbers in place of images.
+        forward: what is called in place of ``model`` (the same, compiled).
     """
+    call = model if forward is None else forward
     if width is None:
         images = torch.randn(batch_size, 3, image_size, image_size, device=device)
         images = images.contiguous(memory_format=torch.channels_last)
@@ -40,13 +45,13 @@ def step_seconds(
     for _ in range(repeats + 1):
         start = time.perf_counter()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(images)
+            logits = call(images)
         torch.autograd.backward(F.cross_entropy(logits.float(), labels))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     model.zero_grad(set_to_none=True)
-    return min(times[1:])  # the first pass allocates
+    return min(times[1:] or times)
 
 
 def faster_precision(model: nn.Module, *, image_size: int, batch_size: int, device: torch.device) -> str:

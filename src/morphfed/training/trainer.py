@@ -1,7 +1,12 @@
-"""One site's training loop, and prediction."""
+"""One site's training loop, and prediction.
+
+On a GPU the loop never waits for the device: batches come from ``training.feed``, losses add up on the device, and what
+the host must know is read once, at the end of a fit or a prediction.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,10 +22,13 @@ from morphfed.core.seeding import derive, numpy_stream, torch_stream
 from morphfed.data.augment import Augment
 from morphfed.models.norm import frozen_norms
 from morphfed.tasks.classification import Loss, make_loss
+from morphfed.training import feed
+from morphfed.training.compiling import Compiled
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet
 from morphfed.training.features import FeatureSet
 from morphfed.training.optimise import learning_rate
+from morphfed.training.transfer import DEPTH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,6 +92,7 @@ class Trainer:
         mean, std: normalisation of RGB in [0, 1].
         device: where the network is.
         seed: of the study; order and augmentation of a site depend on it, the site and the round only.
+        compiled: train through ``torch.compile``, except where an algorithm looks into the network (``extra_loss``).
     """
 
     def __init__(
@@ -94,8 +103,12 @@ class Trainer:
         std: tuple[float, float, float],
         device: torch.device,
         seed: int,
+        compiled: bool = False,
     ) -> None:
         self.config, self.device, self.seed = config, device, seed
+        # A CPU has its results at once: it looks at the loss in every step, and nothing is prepared ahead of it.
+        self._waits = device.type == "cpu"
+        self._compiled = Compiled() if compiled else None
         self._augment = Augment(config.augment)
         self._mean = torch.tensor(mean, device=device).reshape(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).reshape(1, 3, 1, 1)
@@ -146,6 +159,7 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.device)
         trained = [p for p in model.parameters() if p.requires_grad]
         _train_mode(model)
+        forward = model if self._compiled is None or extra_loss is not None else self._compiled.of(model)
         # Layers that draw (dropout) use the global generator: give each site and round its own state of it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", stream, round_number))
@@ -153,7 +167,7 @@ class Trainer:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(config, step / total_steps)
                 with self._autocast():
-                    logits = model(images)
+                    logits = forward(images)
                 loss = criterion(logits.float(), labels)
                 objective = loss if extra_loss is None else loss + extra_loss(images, logits)
                 optimizer.zero_grad(set_to_none=True)
@@ -166,56 +180,53 @@ class Trainer:
                 step += 1
                 loss_sum += loss.detach() * len(labels)
                 seen += len(labels)
-                self._check(loss_sum, site, round_number, step)
-        mean_loss = float(loss_sum) / seen
-        self._check(loss_sum, site, round_number, step, final=True)
-        return FitReport(mean_loss, steps, seen)
+                if self._waits:
+                    self._check(float(loss_sum), site, round_number, step)
+        total = float(loss_sum)  # the one place where the host waits
+        self._check(total, site, round_number, step)
+        return FitReport(total / seen, steps, seen)
 
-    def _check(self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False) -> None:
-        # Reading a GPU tensor waits for the device, so there it is read once, at the end.
-        if (final or self.device.type == "cpu") and not bool(torch.isfinite(loss_sum)):
-            raise TrainingError(
-                f"Site '{site}', round {round_number}: the training loss stopped being finite at step {step}.",
-                fix="lower train.lr, set train.clip = 1.0, or use train.precision = 'fp32'.",
-            )
+    def _check(self, loss_sum: float, site: str, round_number: int, step: int) -> None:
+        if math.isfinite(loss_sum):
+            return
+        when = f"at step {step}" if self._waits else f"at or before step {step}"
+        raise TrainingError(
+            f"Site '{site}', round {round_number}: the training loss stopped being finite {when}.",
+            fix="lower train.lr, set train.clip = 1.0, or use train.precision = 'fp32'.",
+        )
 
     def _batches(self, data: ImageSet, stream: str, round_number: int, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of nearly equal size: no batch of one image, which batch normalisation cannot take."""
         generator = torch_stream(self.seed, "augment", stream, round_number)
+        augment = None if isinstance(data, FeatureSet) else self._augment
         for epoch in range(passes):
             order = numpy_stream(self.seed, "order", stream, round_number, epoch).permutation(len(data))
-            for where in np.array_split(order, -(-len(data) // self.config.batch_size)):
-                inputs, labels = self._training_batch(data, where, generator)
-                yield inputs, labels.to(self.device, non_blocking=True)
+            parts = np.array_split(order, -(-len(data) // self.config.batch_size))
+            depth = 0 if self._waits else DEPTH
+            for inputs, labels, draws in feed.batches(data, parts, generator, augment, device=self.device, depth=depth):
+                if draws is None:
+                    yield inputs, labels
+                else:
+                    yield self._normalise(self._augment.apply(self._float(inputs), draws)), labels
 
-    def _training_batch(
-        self, data: ImageSet, where: NDArray[np.int64], generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        if isinstance(data, FeatureSet):
-            features, labels = data.sample(where, generator)
-            return features.to(self.device, non_blocking=True), labels
-        pixels, labels = data.batch(where)
-        return self._normalise(self._augment(self._float(pixels), generator)), labels
-
-    def _inputs(self, data: ImageSet, where: NDArray[np.int64]) -> Tensor:
-        """What the network takes, without augmentation: normalised images, or stored features."""
-        batch = data.batch(where)[0]
-        if isinstance(data, FeatureSet):
-            return batch.to(self.device, non_blocking=True)
-        return self._normalise(self._float(batch))
+    def _inputs(self, data: ImageSet, rows: NDArray[np.int64]) -> Tensor:
+        """What the network takes of rows of the store, without augmentation: normalised images, or features."""
+        batch = feed.read(data, rows, self.device)
+        return batch if isinstance(data, FeatureSet) else self._normalise(self._float(batch))
 
     def _seen(self, data: ImageSet, where: NDArray[np.int64], views: Views) -> Iterator[Tensor]:
         """What the network takes, in each of ``views``; of features those that are stored."""
         if not isinstance(data, FeatureSet):
-            yield from _views(self._inputs(data, where), views)
+            yield from _views(self._inputs(data, data.rows[where]), views)
         elif views == 1:
-            yield self._inputs(data, where)
+            yield self._inputs(data, data.rows[where])
         else:
             for number in range(views):
-                yield data.view(where, number).to(self.device, non_blocking=True)
+                yield self._inputs(data, data.views[where, number])
 
-    def _float(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self.device, non_blocking=True).float().div_(255.0)
+    @staticmethod
+    def _float(pixels: Tensor) -> Tensor:
+        return pixels.float().div_(255.0)
 
     def _normalise(self, images: Tensor) -> Tensor:
         """In place. Where the channels lie side by side, whole rows of pixels are taken at once.
@@ -248,7 +259,7 @@ class Trainer:
             batch_size: pictures at once.
         """
         model.eval()
-        out = np.empty((len(data), data.classes), dtype=np.float32)
+        out = torch.empty(len(data), data.classes, device=self.device)
         for start in range(0, len(data), batch_size):
             where = np.arange(start, min(start + batch_size, len(data)))
             total = torch.zeros(len(where), data.classes, device=self.device)
@@ -256,12 +267,13 @@ class Trainer:
                 with self._autocast():
                     logits = model(inputs)
                 total += torch.softmax(logits.float(), dim=1)
-            out[where] = (total / views).cpu().numpy()
-        return out
+            out[start : start + len(where)] = total / views
+        found: NDArray[np.float32] = out.cpu().numpy()
+        return found
 
     def _criterion(self, data: ImageSet, class_counts: NDArray[np.int64] | None) -> Loss:
         counts = torch.from_numpy(data.class_counts if class_counts is None else class_counts)
-        return make_loss(self.config.loss, counts, data.used_parents)
+        return make_loss(self.config.loss, counts, data.used_parents, device=self.device)
 
     def loss(self, model: nn.Module, data: ImageSet, class_counts: NDArray[np.int64] | None = None) -> float:
         """Mean training loss of ``model`` over ``data``, without augmentation and in evaluation mode.
@@ -292,7 +304,7 @@ class Trainer:
             layer.momentum = None  # type: ignore[assignment]  # None: cumulative mean over batches
             layer.train()
         for where in np.array_split(np.arange(len(data)), -(-len(data) // batch_size)):
-            model(self._inputs(data, where))
+            model(self._inputs(data, data.rows[where]))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         model.eval()
