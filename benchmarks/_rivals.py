@@ -34,7 +34,8 @@ def environment(name: str) -> Path:
     folder = CACHE / name
     python, ready = folder / "bin" / "python", folder / ".ready"
     requirement = REQUIREMENTS[name]
-    if ready.is_file() and ready.read_text() == requirement and python.exists():
+    mark = f"{requirement}, compiled"  # as scripts/setup does it for us
+    if ready.is_file() and ready.read_text() == mark and python.exists():
         return python
     print(f"installing {requirement} in {folder.relative_to(PROJECT)}", file=sys.stderr, flush=True)
     beside = Path(sys.executable).parent / "uv"
@@ -42,7 +43,7 @@ def environment(name: str) -> Path:
     if uv:
         steps = [
             [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)],
-            [uv, "pip", "install", "--quiet", "--python", str(python), requirement],
+            [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", str(python), requirement],
         ]
     else:
         steps = [
@@ -57,7 +58,7 @@ def environment(name: str) -> Path:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise NotMeasuredError(f"{requirement} could not be installed: {last[:120]}")
-    ready.write_text(requirement)
+    ready.write_text(mark)
     return python
 
 

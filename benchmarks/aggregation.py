@@ -22,19 +22,31 @@ from _engine import large_model, small_model, travelling
 from _memory import forget_peak, peak, resident
 from _rivals import SCRIPTS, environment, variables
 from _table import NotMeasuredError, Options, Row, alternate, ratios, run, spread
-from morphfed.algorithms.mean import RunningMean
+from morphfed.algorithms.mean import Averaging
 from morphfed.algorithms.order import coordinate_median, over_names
-from morphfed.core.types import Tensors, nbytes
+from morphfed.core.types import Tensors, Upload, nbytes
 
 MODELS = 10
 
 
-def mean(models: list[Tensors]) -> Tensors:
-    """As the round loop does it: fold in one at a time."""
-    running = RunningMean()
-    for number, model in enumerate(models, 1):
-        running.add(model, 100.0 + number)
-    return running.result()
+def weights(models: list[Tensors]) -> list[float]:
+    return [100.0 + number for number in range(1, len(models) + 1)]
+
+
+class Coordinator:
+    """FedAvg's half as the round loop uses it: folds in one upload at a time, round after round."""
+
+    def __init__(self, initial: Tensors) -> None:
+        self._half, self._round = Averaging(initial, weighting="images"), 0
+
+    def __call__(self, models: list[Tensors]) -> Tensors:
+        self._round += 1
+        sites = [f"site{number}" for number in range(len(models))]
+        self._half.begin_round(self._round, sites)
+        for site, model, weight in zip(sites, models, weights(models), strict=True):
+            self._half.fold(Upload(site, self._round, model, weight))
+        self._half.end_round()
+        return self._half.model()
 
 
 def median(models: list[Tensors]) -> Tensors:
@@ -43,11 +55,11 @@ def median(models: list[Tensors]) -> Tensors:
 
 def plain_sum(models: list[Tensors]) -> Tensors:
     """The shortest that torch offers."""
-    weights = [100.0 + number for number in range(1, len(models) + 1)]
-    found = {name: tensor * (weights[0] / sum(weights)) for name, tensor in models[0].items()}
-    for model, weight in zip(models[1:], weights[1:], strict=True):
+    shares = [weight / sum(weights(models)) for weight in weights(models)]
+    found = {name: tensor * shares[0] for name, tensor in models[0].items()}
+    for model, share in zip(models[1:], shares[1:], strict=True):
         for name, tensor in model.items():
-            found[name].add_(tensor, alpha=weight / sum(weights))
+            found[name].add_(tensor, alpha=share)
     return found
 
 
@@ -157,7 +169,8 @@ def compare(name: str, rule: Callable[[list[Tensors]], Tensors], models: list[Te
         ratio,
         f"≥ {wanted:g} ×" + (", ≤ 2 models" if name == "fedavg" else ""),
         met,
-        "Memory is what the aggregation adds at its highest to the ten models, its result included.",
+        "Memory is what the first aggregation adds at its highest to the ten models and the global model, its result "
+        "included. FedAvg's sums take the memory of the model before the last, as in every round but the first.",
     )
 
 
@@ -167,10 +180,10 @@ def rows(options: Options) -> Iterator[Row]:
     models = [{n: torch.randn(t.shape, generator=generator) for n, t in initial.items()} for _ in range(MODELS)]
     for threads in sorted({1, torch.get_num_threads()}):
         with torch_threads(threads):
-            yield compare("fedavg", mean, models, options)
+            yield compare("fedavg", Coordinator(initial), models, options)
             yield compare("fedmedian", median, models, options)
     with torch_threads(1):
-        one, other = alternate([timed(mean, models), timed(plain_sum, models)], options.repeats)
+        one, other = alternate([timed(Coordinator(initial), models), timed(plain_sum, models)], options.repeats)
     yield Row(
         "FedAvg of ten against a plain torch sum, processor time",
         spread(one, "s"),

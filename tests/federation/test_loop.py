@@ -187,6 +187,34 @@ def test_damaged_newest_checkpoint_falls_back_and_ends_the_same(federation: Make
     assert list((tmp_path / "checkpoint").glob("*.damaged"))
 
 
+def test_a_best_model_that_was_damaged_on_disk_is_not_committed_again_as_sound(
+    federation: Make, tmp_path: Path
+) -> None:
+    made = federation(tmp_path, rounds=2)
+    made.loop._round(1)
+    (best,) = (tmp_path / "checkpoint").glob("best-*.safetensors")
+    content = bytearray(best.read_bytes())
+    content[-1] ^= 0xFF
+    best.write_bytes(content)
+    made.loop._progress.best_score = math.inf  # so that round 2 names the same file again
+    made.loop._round(2)
+    store = CheckpointStore(tmp_path, "study")
+    assert store.load() is None
+    assert all("does not match its checksum" in warning for warning in store.warnings)
+    assert len(store.warnings) == 2
+
+
+def test_the_best_model_is_a_copy_that_later_rounds_leave_alone(federation: Make) -> None:
+    made = federation(None, rounds=6)
+    kept: dict[int, Tensors] = {}
+    for number in range(1, 7):
+        made.loop._round(number)
+        kept[number] = {name: tensor.clone() for name, tensor in made.coordinator.model().items()}
+    outcome = made.loop.run()
+    assert same(outcome.best, kept[outcome.progress.best_round])
+    assert same(outcome.last, kept[6])
+
+
 @pytest.mark.parametrize("spoil", [b"", b"{", b"{}", b"[]", b"null"])
 def test_every_unreadable_commit_is_survived(federation: Make, tmp_path: Path, spoil: bytes) -> None:
     whole = federation(None).loop.run()

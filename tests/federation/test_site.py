@@ -105,3 +105,34 @@ def test_loss_of_the_model_as_it_stands(federation: Make) -> None:
     with torch.no_grad():
         expected = F.cross_entropy(made.model((images.float() / 255 - 0.5) / 0.25), labels).item()
     assert site._work(1, 1).loss() == pytest.approx(expected, rel=1e-5)
+
+
+class _Remembering(SiteHalf):
+    """Keeps the last download by reference, as its own tensor and as a view."""
+
+    def train(self, work: SiteWork, download: Tensors) -> Answer:
+        report = work.fit()
+        work.state.update({"whole": download["0.weight"], "part": download["0.weight"][0]})
+        return Answer(work.current(), report)
+
+
+def test_what_a_site_keeps_of_a_download_outlives_the_round(federation: Make) -> None:
+    made = federation(None, sizes={"kampala": 12}, rounds=4)
+    made.sites[0]._half = _Remembering()
+    downloads = []
+    for number in (1, 2, 3, 4):
+        downloads.append(made.coordinator.model()["0.weight"].clone())
+        kept = dict(made.sites[0]._private)
+        made.loop._round(number)
+        if number > 1:  # its memory has been written over since
+            assert torch.equal(kept["whole"], downloads[-2])
+            assert torch.equal(kept["part"], downloads[-2][0])
+
+
+def test_a_site_without_validation_images_judges_nothing_and_fills_no_network(
+    federation: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = federation(None).sites[0]
+    site._validation = {}
+    monkeypatch.setattr(site, "load_model", lambda download: pytest.fail("the network was filled for nothing"))
+    assert site.evaluate(1, {}) == {}

@@ -107,7 +107,13 @@ class SiteHalf(ABC):
 
     @abstractmethod
     def train(self, work: SiteWork, download: Tensors) -> Answer:
-        """Train, and return what is uploaded; the network is left as the model that the site has just trained."""
+        """Train, and return what is uploaded; the network is left as the model that the site has just trained.
+
+        Args:
+            work: the network and what surrounds it.
+            download: what the coordinator sent, lent for this round: not to be changed, and copied where it is
+                needed later.
+        """
 
     def personal(self, state: Tensors) -> Tensors:
         """Values that this site's own model has in place of the download's, from its private state; {}: none."""
@@ -122,7 +128,7 @@ class CoordinatorHalf(ABC):
 
     @abstractmethod
     def download(self, site: str) -> Tensors:
-        """The tensors that ``site`` gets this round, by reference; they stand still until the round ends."""
+        """The tensors that ``site`` gets this round, by reference; they stand still until the next round begins."""
 
     @abstractmethod
     def begin_round(self, round_number: int, cohort: Iterable[str]) -> None:

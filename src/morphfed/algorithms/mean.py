@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from morphfed.algorithms.base import CoordinatorHalf
 from morphfed.core.types import Tensors, Upload
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Weighting = Literal["images", "uniform"]
 
@@ -19,9 +22,14 @@ class RunningMean:
     After uploads ``x_1 … x_k`` with weights ``w_1 … w_k`` it holds ``Σ w_i x_i / Σ w_i``, by
     ``m ← m + (w_k / W_k)(x_k - m)`` with ``W_k = Σ_{i≤k} w_i``. The mean of one model is that model, bit for bit.
     Sums run in float32 (float64 stays float64); :meth:`result` has the dtypes that came in.
+
+    Args:
+        memory: tensors that nobody needs any more. Those that fit are overwritten with the sums: the first touch of
+            new memory takes several times as long as the arithmetic.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Tensors | None = None) -> None:
+        self._memory = memory or {}
         self._mean: Tensors = {}
         self._dtypes: dict[str, torch.dtype] = {}
         self._weight = 0.0
@@ -37,7 +45,8 @@ class RunningMean:
         self._weight += weight
         if not self._mean:
             self._dtypes = {name: t.dtype for name, t in tensors.items()}
-            self._mean = {name: t.to(_wide(t.dtype), copy=True) for name, t in tensors.items()}
+            self._mean = {name: _room(self._memory.get(name), t) for name, t in tensors.items()}
+            torch._foreach_copy_(list(self._mean.values()), list(tensors.values()))
             return
         mean = list(self._mean.values())
         new = [tensors[name].to(m.dtype) for name, m in self._mean.items()]
@@ -57,6 +66,19 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _room(old: Tensor | None, like: Tensor) -> Tensor:
+    """Memory for the sums of tensors like ``like``: that of ``old`` where it fits, else new."""
+    wide = _wide(like.dtype)
+    if old is not None and (old.shape, old.stride(), old.dtype, old.device) == (
+        like.shape,
+        like.stride(),
+        wide,
+        like.device,
+    ):
+        return old
+    return torch.empty_like(like, dtype=wide)
+
+
 class Averaging(CoordinatorHalf):
     """The global model is the weighted mean of the uploads (McMahan et al. 2017, algorithm 1).
 
@@ -67,6 +89,7 @@ class Averaging(CoordinatorHalf):
 
     def __init__(self, initial: Tensors, *, weighting: Weighting) -> None:
         self._model = {name: tensor.clone() for name, tensor in initial.items()}
+        self._before: Tensors = {}
         self._weighting = weighting
         self._mean = RunningMean()
 
@@ -75,8 +98,8 @@ class Averaging(CoordinatorHalf):
         return self._model
 
     def begin_round(self, round_number: int, cohort: Iterable[str]) -> None:
-        """Forget the last round's sum."""
-        self._mean = RunningMean()
+        """Forget the last round's sum; this round's takes the memory of the model before the last."""
+        self._mean = RunningMean(self._before)
 
     def fold(self, upload: Upload) -> None:
         """Add one site's model to the mean."""
@@ -85,6 +108,8 @@ class Averaging(CoordinatorHalf):
     def end_round(self) -> None:
         """The mean becomes the global model."""
         if not self._mean.empty:
+            # An accelerator's allocator keeps freed memory at hand anyway.
+            self._before = {name: t for name, t in self._model.items() if t.device.type == "cpu"}
             self._model = self._mean.result()
             self._mean = RunningMean()
 

@@ -15,6 +15,7 @@ from morphfed import __version__
 app = cyclopts.App(
     name="morphfed",
     version=f"morphfed {__version__}",
+    help_format="plaintext",
     help="Federated learning for blood-cell morphology and medical imaging, with an honest comparison.",
     help_epilogue="Start with `morphfed demo`. Add --debug to any command for a traceback. "
     "[Documentation: the docs/ folder of the project.]",

@@ -45,6 +45,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path, study: str) -> None:
         self.folder, self._study = folder, study
+        self._hashes: dict[Path, str] = {}
         self.warnings: list[str] = []
 
     def _commit(self, round_number: int) -> Path:
@@ -81,6 +82,7 @@ class CheckpointStore:
             if tensors:
                 path = self._file(group, round_number)
                 weights.save(path, tensors)
+                self._hashes[path] = sha256_file(path)
                 files[group] = self._entry(path)
         for group, earlier in same.items():
             files[group] = self._entry(self._file(group, earlier))
@@ -89,7 +91,8 @@ class CheckpointStore:
         self._prune()
 
     def _entry(self, path: Path) -> dict[str, str]:
-        return {"path": path.relative_to(self.folder).as_posix(), "sha256": sha256_file(path)}
+        # The hash from when the file was written or checked: hashed again, a file damaged since would pass for sound.
+        return {"path": path.relative_to(self.folder).as_posix(), "sha256": self._hashes[path]}
 
     def load(self) -> Checkpoint | None:
         """The newest sound checkpoint, None if there is none yet.
@@ -125,6 +128,7 @@ class CheckpointStore:
             if not path.is_file() or sha256_file(path) != file["sha256"]:
                 raise StorageError(f"{path.name} does not match its checksum.", fix="restore it.")
             groups[group] = weights.load(path)
+            self._hashes[path] = file["sha256"]
         return Checkpoint(int(entry["round"]), groups, dict(entry["meta"]))
 
     def _prune(self) -> None:
@@ -144,6 +148,7 @@ class CheckpointStore:
         for path in held:
             if path not in needed:
                 path.unlink(missing_ok=True)
+                self._hashes.pop(path, None)
 
 
 class _OtherStudyError(Exception):

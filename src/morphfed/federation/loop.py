@@ -120,6 +120,7 @@ class RoundLoop:
         self._coding, self._share_counts = coding, share_counts
         self._progress = Progress()
         self._best: Tensors = {}
+        self._best_memory: Tensors = {}
         self._best_sites: dict[str, Tensors] = {}
 
     def run(self) -> Outcome:
@@ -134,7 +135,7 @@ class RoundLoop:
             self._exchange_counts()
         while self._progress.round < self._config.rounds:
             self._round(self._progress.round + 1)
-        last, last_sites = self._snapshot()
+        last, last_sites = self._coordinator.model(), self._site_parts()
         if self._progress.best_round == 0:  # no validation images anywhere
             self._progress.best_round = self._progress.round
             self._best, self._best_sites = last, last_sites
@@ -234,17 +235,17 @@ class RoundLoop:
         if not score > self._progress.best_score:
             return False
         self._progress.best_score, self._progress.best_round = score, number
-        self._best, self._best_sites = self._snapshot()
+        self._best_memory = _copies(self._coordinator.model(), self._best_memory)
+        self._best, self._best_sites = self._best_memory, self._site_parts()
         return True
 
-    def _snapshot(self) -> tuple[Tensors, dict[str, Tensors]]:
-        """Copies of the global model and of what the sites need to use it (not what only training needs)."""
-        model = {name: tensor.clone() for name, tensor in self._coordinator.model().items()}
+    def _site_parts(self) -> dict[str, Tensors]:
+        """Copies of what the sites need to use the global model (not what only training needs)."""
         sites = {
             site: {k: v.clone() for k, v in state.items() if not k.startswith(_TRAINING)}
             for site, state in self._transport.site_states().items()
         }
-        return model, {site: state for site, state in sites.items() if state}
+        return {site: state for site, state in sites.items() if state}
 
     def _save(self, number: int, improved: bool) -> None:
         if self._store is None:
@@ -278,3 +279,8 @@ class RoundLoop:
         self._best = saved.groups.get("best", {})
         best_sites = {g: t for g, t in saved.groups.items() if g.startswith("site-best/")}
         self._best_sites = {g.removeprefix("site-best/"): t for g, t in best_sites.items()}
+
+
+def _copies(tensors: Tensors, memory: Tensors) -> Tensors:
+    """Copies, in ``memory`` where earlier copies of the same tensors lie: new memory costs more than copying."""
+    return {name: memory[name].copy_(tensor) if name in memory else tensor.clone() for name, tensor in tensors.items()}

@@ -160,6 +160,7 @@ class Site:
         self._load_shared(download)
         answer = self._half.train(self._work(round_number, rounds), download)
         self._local = self._workspace.local_parts()
+        self._keep_private(download)
         report = answer.report
         metrics = {"loss": report.loss, "steps": float(report.steps), "images": float(report.images), **answer.numbers}
         if self._judges_own:
@@ -184,6 +185,13 @@ class Site:
 
     def _score(self, data: ImageSet) -> dict[str, float]:
         return self._measure(data.labels, self._trainer.predict(self._workspace.model, data))
+
+    def _keep_private(self, download: Tensors) -> None:
+        """What the half keeps must outlive the download, whose memory the coordinator uses again."""
+        lent = {tensor.untyped_storage().data_ptr() for tensor in download.values()}
+        for name, tensor in self._private.items():
+            if tensor.untyped_storage().data_ptr() in lent:
+                self._private[name] = tensor.clone()
 
     def _work(self, round_number: int, rounds: int) -> SiteWork:
         model = self._workspace.model
@@ -245,8 +253,10 @@ class Site:
         Raises:
             PrivacyError: a metric that is not declared.
         """
-        self.load_model(download)
-        found = {name: self._score(data) for name, data in self._validation.items() if len(data)}
+        judged = {name: data for name, data in self._validation.items() if len(data)}
+        if judged:
+            self.load_model(download)
+        found = {name: self._score(data) for name, data in judged.items()}
         self._gate.release_validation(round_number, found)
         return found
 

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 
 from morphfed.core.progress import Event, Reporter, silent
-from morphfed.data.cache import ImageStore
 from morphfed.data.segments import SegmentStore
 from morphfed.training.dataset import ImageSet
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from morphfed.data.augment import AugmentConfig
+    from morphfed.data.cache import ImageStore
 
 FORMAT = 1
 BATCH = 64
