@@ -120,9 +120,17 @@ class CoordinatorHalf(ABC):
     Every site of the study is in every cohort; one whose upload is missing or was rejected is never folded in.
     """
 
+    def plan(self, rounds: int) -> None:
+        """Told once, before anything else, how many rounds there will be; most rules need not know."""
+        return
+
     @abstractmethod
     def download(self, site: str) -> Tensors:
         """The tensors that ``site`` gets this round, by reference."""
+
+    def own(self, site: str) -> Tensors:
+        """Travelling values that ``site``'s download has in place of the global model's, by reference; {}: none."""
+        return {}
 
     @abstractmethod
     def begin_round(self, round_number: int, cohort: Iterable[str]) -> None:

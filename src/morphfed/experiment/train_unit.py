@@ -23,7 +23,7 @@ from morphfed.experiment.features import on_features
 from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
-from morphfed.federation.loop import Outcome, RoundLoop
+from morphfed.federation.loop import Outcome, RoundLoop, downloads_of
 from morphfed.federation.reject import choose_threshold
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
 from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
@@ -124,7 +124,7 @@ def train_unit(
     if study.evaluation.unknown:
         write_strangers(folder / STRANGERS, strangers, study.classes)
     transport.load_site_states(chosen[1])
-    settled = _settle(unit, study, transport, outcome, chosen[0])
+    settled = _settle(unit, study, transport, outcome, *chosen)
     _finish(unit, study, arm, outcome, backbone.module, layout, folder, settled, [stored.note] if stored else [])
 
 
@@ -237,12 +237,13 @@ def _predict(
     found, strangers, adapted = {}, {}, {}
     views = study.evaluation.views
     half = arm.algorithm.site(arm.config)
+    downloads = downloads_of(model, sites)
     for name in study.sites:
         data = prepared.sets[name]["test"]
         takes_part = name in unit.trained_on or unit.pooled or not unit.moves
         if not len(data) or not (takes_part or arm.algorithm.newcomer):
             continue
-        workspace.load(model)
+        workspace.load(downloads.get(name, model))
         _load_own(workspace, trainer, data, half, sites.get(name))
         found[name] = Predictions(
             classes=study.classes,
@@ -291,7 +292,7 @@ def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: Site
 
 
 def _settle(
-    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors
+    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors, sites: dict[str, Tensors]
 ) -> tuple[dict[str, Any], list[str]]:
     """What the training sites still have to say of the finished model: its temperature, and its threshold.
 
@@ -301,6 +302,7 @@ def _settle(
     entry: dict[str, Any] = {}
     warnings = []
     progress, temperature = outcome.progress, 1.0
+    downloads = dict.fromkeys(transport.sites, model) | downloads_of(model, sites)
     how: dict[str, Any] = {"rounds": progress.round, "views": study.evaluation.views}
 
     def moved(up: int, down: int) -> None:
@@ -310,14 +312,14 @@ def _settle(
     if study.evaluation.calibrate == "temperature" or study.evaluation.unknown:
         moved(0, nbytes(model) * len(transport.sites))  # the finished model; one download serves both
     if study.evaluation.calibrate == "temperature":
-        fitted = fit_temperature(transport, model, **how)
+        fitted = fit_temperature(transport, downloads, **how)
         moved(fitted.bytes_up, fitted.bytes_down)
         temperature = fitted.temperature
         told = ("temperature", "images", "loss_before", "loss_after")
         entry["calibration"] = {key: getattr(fitted, key) for key in told}
         warnings += [f"probabilities are not calibrated: {fitted.note}"] if fitted.note else []
     if study.evaluation.unknown:
-        chosen = choose_threshold(transport, model, temperature=temperature, **how)
+        chosen = choose_threshold(transport, downloads, temperature=temperature, **how)
         moved(chosen.bytes_up, chosen.bytes_down)
         entry["rejection"] = {key: getattr(chosen, key) for key in ("threshold", "accepted", "images")}
     return entry, warnings

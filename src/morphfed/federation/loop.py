@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from morphfed.algorithms.base import CoordinatorHalf
     from morphfed.federation.transports.base import Metrics, Transport
 
+OWN = "download/"
+"""Prefix, in an outcome's sites, of travelling values that a site has in place of the global model's."""
+
+
+def downloads_of(model: Tensors, sites: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """The travelling tensors that each site uses of an outcome: the global model's, or its own where it has any."""
+    return {
+        site: model | {name.removeprefix(OWN): t for name, t in state.items() if name.startswith(OWN)}
+        for site, state in sites.items()
+    }
+
 
 class FederationConfig(Config):
     """How the rounds run."""
@@ -61,7 +72,8 @@ class Outcome:
     Attributes:
         last: travelling tensors of the last round's global model.
         best: the same of the round with the best validation.
-        last_sites, best_sites: private state of each site in those rounds.
+        last_sites, best_sites: what each site needs beside that model: its private state, and under ``download/`` the
+            values that its own download had in place of the global model's.
         progress: history and counters.
     """
 
@@ -107,6 +119,7 @@ class RoundLoop:
         self._progress = Progress()
         self._best: Tensors = {}
         self._best_sites: dict[str, Tensors] = {}
+        coordinator.plan(config.rounds)
 
     def run(self) -> Outcome:
         """Run all rounds that are not done yet.
@@ -217,10 +230,13 @@ class RoundLoop:
         """Copies of the global model and of what the sites need to use it (not their optimisers)."""
         model = {name: tensor.clone() for name, tensor in self._coordinator.model().items()}
         sites = {
-            site: {k: v.clone() for k, v in state.items() if not k.startswith("optimizer/")}
+            site: {k: v.clone() for k, v in (state | self._own(site)).items() if not k.startswith("optimizer/")}
             for site, state in self._transport.site_states().items()
         }
         return model, {site: state for site, state in sites.items() if state}
+
+    def _own(self, site: str) -> Tensors:
+        return {OWN + name: tensor for name, tensor in self._coordinator.own(site).items()}
 
     def _save(self, number: int, improved: bool) -> None:
         if self._store is None:
