@@ -56,7 +56,9 @@ def written_out(models: np.ndarray, ratio: float, phase: str, symmetric: bool, s
         inside[c - b : c + b + (1 if symmetric else 0)] = True
         masks.append(inside)
     inside = np.logical_and.outer(*masks) if sides == 2 else masks[0]
-    amplitude, angle = np.abs(spectrum), np.angle(spectrum)
+    # Rounding gives real coefficients an angle of π in one model and -π in another: no part of the rule.
+    angle = np.where(np.abs(spectrum.imag) < 1e-12, np.where(spectrum.real < 0, np.pi, 0.0), np.angle(spectrum))
+    amplitude = np.abs(spectrum)
     if phase == "complex":
         common = np.broadcast_to(spectrum.mean(0), spectrum.shape)
     else:

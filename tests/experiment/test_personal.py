@@ -43,3 +43,32 @@ def test_a_method_without_a_model_for_newcomers_is_judged_at_home_only(tiny: Pat
     assert not torch.equal(own[0]["algorithm/conv1.0.weight"], own[1]["algorithm/conv1.0.weight"])
     assert not any(name.startswith("algorithm/") for name in weights.load(unit / "last.safetensors"))
     assert "cedar" in done.report.read_text()
+
+
+def test_sites_with_a_download_of_their_own_are_judged_with_it(tiny: Path) -> None:
+    """Also after a restart, and where the finished model is calibrated."""
+    arms = "arms={pfa={}, prr={init_share=0}}"
+    overrides = [arms, "federation.rounds=2", "evaluation.calibrate=temperature", "evaluation.use=last"]
+    done = run_study(tiny, Options(tiny.parent / "runs", overrides=overrides))
+    assert not done.failed
+    unit = done.run / "units" / "pfa" / "all" / "seed-0"
+    shared = weights.load(unit / "last.safetensors")
+    own = {site: weights.load(unit / "sites" / site / "last.safetensors") for site in ("alder", "birch")}
+    name = "layer1.0.conv1.weight"
+    sent = [own[site][f"download/{name}"] for site in own]
+    assert not torch.equal(*sent)
+    torch.testing.assert_close((sent[0] + sent[1]) / 2, shared[name])  # a linear rule keeps the mean
+    assert not any("/" in key for key in shared)
+
+    results = json.loads(done.results.read_text())
+    assert {arm["model"]: set(arm["sites"]) for arm in results["arms"]} == {
+        "pfa": {"alder", "birch", "cedar"},
+        "prr": {"alder", "birch", "cedar"},
+    }
+    # What was predicted at alder is what alder's own weights say.
+    network = build(ModelConfig(name="resnet10t"), classes=2, image_size=32, seed=0).module
+    network.load_state_dict({**network.state_dict(), **shared}, strict=False)
+    mine = {k.partition("/")[2]: t for k, t in own["alder"].items() if k.startswith(("download/", "local/"))}
+    network.load_state_dict({**network.state_dict(), **mine})
+    frame = pd.read_parquet(unit / "predictions.parquet")
+    print(frame.columns.tolist(), len(frame))

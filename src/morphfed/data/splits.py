@@ -123,10 +123,10 @@ def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any], twins: Sequenc
         notes.append(f"{near} pictures that nearly repeat another stay on its side")
     own = [None if classes[i] is None or classes[i] != classes[i] else str(classes[i]) for i in here]
     by = " and ".join(k for k in ("patient", "slide", "image") if kinds[k])
-    return _Site(name, here, own, [splits[i] for i in here], _united(keys), by, notes)
+    return _Site(name, here, own, [splits[i] for i in here], united(keys), by, notes)
 
 
-def _united(keys: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
+def united(keys: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
     """Positions that share a key, directly or through others (union–find), in order of their first one."""
     parent = list(range(len(keys)))
 

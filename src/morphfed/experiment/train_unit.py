@@ -106,7 +106,7 @@ def train_unit(
         transport=transport,
         store=store,
         expected=uploads,
-        share_counts=arm.train.loss.prior == "federation",
+        share_counts=_shares_counts(arm),
         moves=unit.moves,
         report=report,
         task=unit.key,
@@ -170,9 +170,14 @@ def _sites(
 
 def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
     """Sums that may leave a site outside the rounds: none unless the study asks for what they are needed for."""
-    counts = class_counts(len(study.classes)) if arm.train.loss.prior == "federation" else {}
+    counts = class_counts(len(study.classes)) if _shares_counts(arm) else {}
     losses = temperature_losses() if study.evaluation.calibrate == "temperature" else {}
     return counts | losses | (confidence_counts() if study.evaluation.unknown else {})
+
+
+def _shares_counts(arm: Arm) -> bool:
+    """Whether the sites' class counts are summed: for the loss, or for the algorithm."""
+    return arm.train.loss.prior == "federation" or arm.algorithm.counts(arm.config)
 
 
 def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:

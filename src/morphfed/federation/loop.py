@@ -128,9 +128,7 @@ class RoundLoop:
             FederationError: too few valid uploads in a round; earlier rounds stay saved.
             StorageError: a checkpoint could not be written; earlier ones stay valid.
         """
-        self._resume()
-        if self._share_counts:
-            self._exchange_counts()
+        self._begin()
         while self._progress.round < self._config.rounds:
             self._round(self._progress.round + 1)
         last, last_sites = self._snapshot()
@@ -138,6 +136,11 @@ class RoundLoop:
             self._progress.best_round = self._progress.round
             self._best, self._best_sites = last, last_sites
         return Outcome(last, self._best, last_sites, self._best_sites, self._progress)
+
+    def _begin(self) -> None:
+        self._resume()
+        if self._share_counts:
+            self._exchange_counts()
 
     def _exchange_counts(self) -> None:
         """Sum the sites' class counts once; a resumed run has them from its checkpoint, and asks nobody again."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -31,6 +33,11 @@ Views = Literal[1, 8]
 AfterBackward = Callable[[nn.Module], None]
 """Changes gradients between ``backward`` and the clipping, for example adds a proximal term's gradient."""
 
+Coupling = Callable[["Tensor", "list[Tensor]"], "list[Tensor]"]
+"""Terms added to the losses of several networks, from what they take and their logits ``(n, C)``."""
+
+BeforeEpoch = Callable[[int], None]
+
 ExtraLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """A term added to the task's loss, from the batch: what the network takes (images ``(n, 3, S, S)``, normalised, or
 stored features ``(n, width)``), and logits ``(n, C)``."""
@@ -55,6 +62,38 @@ class FitReport:
         images = self.images + other.images
         loss = (self.loss * self.images + other.loss * other.images) / images
         return FitReport(loss, self.steps + other.steps, images)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network in training.
+
+    Attributes:
+        model: changed in place.
+        optimizer: over its parameters.
+        loss: in place of ``train.loss``.
+        after_backward: changes its gradients in each step.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss | None = None
+    after_backward: AfterBackward | None = None
+
+
+def _descend(learners: Sequence[Learner], terms: Sequence[Tensor], rate: float, clip: float) -> None:
+    """One step of every network down the sum of all terms."""
+    for learner in learners:
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        learner.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(functools.reduce(operator.add, terms))
+    for learner in learners:
+        if learner.after_backward is not None:
+            learner.after_backward(learner.model)
+        if clip > 0:
+            nn.utils.clip_grad_norm_([p for p in learner.model.parameters() if p.requires_grad], clip)
+        learner.optimizer.step()
 
 
 def _views(images: Tensor, count: Views) -> Iterator[Tensor]:
@@ -113,6 +152,7 @@ class Trainer:
         epochs: int | None = None,
         slot: str = "model",
         class_counts: NDArray[np.int64] | None = None,
+        loss: Loss | None = None,
     ) -> FitReport:
         """Train for ``local_epochs`` passes; parameters without ``requires_grad`` stay, and so do their norms.
 
@@ -128,9 +168,54 @@ class Trainer:
             epochs: passes, in place of ``local_epochs``.
             slot: one of several trainings of a site in the same round; each has random streams of its own.
             class_counts: int64 ``(C,)`` for the loss; None: those of ``data``.
+            loss: in place of ``train.loss``.
 
         Raises:
             TrainingError: the loss is not finite; names site, round and step.
+        """
+
+        def coupling(images: Tensor, logits: list[Tensor]) -> list[Tensor]:
+            return [] if extra_loss is None else [extra_loss(images, logits[0])]
+
+        return self.fit_together(
+            [Learner(model, optimizer, loss, after_backward)],
+            data,
+            site=site,
+            round_number=round_number,
+            rounds=rounds,
+            coupling=coupling,
+            epochs=epochs,
+            slot=slot,
+            class_counts=class_counts,
+        )
+
+    def fit_together(
+        self,
+        learners: Sequence[Learner],
+        data: ImageSet,
+        *,
+        site: str,
+        round_number: int,
+        rounds: int,
+        coupling: Coupling,
+        before_epoch: BeforeEpoch | None = None,
+        epochs: int | None = None,
+        slot: str = "model",
+        class_counts: NDArray[np.int64] | None = None,
+    ) -> FitReport:
+        """Train several networks on the same batches, each with its own optimiser; :meth:`fit` is the case of one.
+
+        Args:
+            learners: at least one; their networks share no parameter.
+            data, site, round_number, rounds, epochs, slot, class_counts: as in :meth:`fit`.
+            coupling: further terms, from the batch and all logits.
+            before_epoch: called before each pass with its number, from 0; it may put the networks into evaluation mode.
+
+        Returns:
+            Steps and images summed over the networks.
+
+        Raises:
+            TrainingError: a loss is not finite; names site, round and step.
         """
         config = self.config
         criterion = self._criterion(data, class_counts)
@@ -140,32 +225,32 @@ class Trainer:
         step = (round_number - 1) * passes * batches
         stream = site if slot == "model" else f"{site}/{slot}"
         loss_sum = torch.zeros((), device=self.device)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        _train_mode(model)
+
+        def start(epoch: int) -> None:
+            if before_epoch is not None:
+                before_epoch(epoch)
+            for learner in learners:
+                _train_mode(learner.model)
+
         # Layers that draw (dropout) use the global generator: give each site and round its own state of it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", stream, round_number))
-            for images, labels in self._batches(data, stream, round_number, passes):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step / total_steps)
+            for images, labels in self._batches(data, stream, round_number, passes, start):
+                rate = learning_rate(config, step / total_steps)
                 with self._autocast():
-                    logits = model(images)
-                loss = criterion(logits.float(), labels)
-                objective = loss if extra_loss is None else loss + extra_loss(images, logits)
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(objective)
-                if after_backward is not None:
-                    after_backward(model)
-                if config.clip > 0:
-                    nn.utils.clip_grad_norm_(trained, config.clip)
-                optimizer.step()
+                    logits = [learner.model(images) for learner in learners]
+                losses = [
+                    (learner.loss or criterion)(z.float(), labels) for learner, z in zip(learners, logits, strict=True)
+                ]
+                _descend(learners, [*losses, *coupling(images, logits)], rate, config.clip)
                 step += 1
-                loss_sum += loss.detach() * len(labels)
+                for loss in losses:
+                    loss_sum += loss.detach() * len(labels)
                 self._check(loss_sum, site, round_number, step)
-        images_seen = passes * len(data)
+        images_seen = passes * len(data) * len(learners)
         mean_loss = float(loss_sum) / images_seen
         self._check(loss_sum, site, round_number, step, final=True)
-        return FitReport(mean_loss, passes * batches, images_seen)
+        return FitReport(mean_loss, passes * batches * len(learners), images_seen)
 
     def _check(self, loss_sum: Tensor, site: str, round_number: int, step: int, *, final: bool = False) -> None:
         # Reading a GPU tensor waits for the device, so there it is read once, at the end.
@@ -175,10 +260,14 @@ class Trainer:
                 fix="lower train.lr, set train.clip = 1.0, or use train.precision = 'fp32'.",
             )
 
-    def _batches(self, data: ImageSet, stream: str, round_number: int, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(
+        self, data: ImageSet, stream: str, round_number: int, passes: int, start: BeforeEpoch | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of nearly equal size: no batch of one image, which batch normalisation cannot take."""
         generator = torch_stream(self.seed, "augment", stream, round_number)
         for epoch in range(passes):
+            if start is not None:
+                start(epoch)
             order = numpy_stream(self.seed, "order", stream, round_number, epoch).permutation(len(data))
             for where in np.array_split(order, -(-len(data) // self.config.batch_size)):
                 inputs, labels = self._training_batch(data, where, generator)

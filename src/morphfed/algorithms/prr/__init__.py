@@ -4,6 +4,6 @@
 the loss (CPA); ``presets.py`` composes them.
 """
 
-from morphfed.algorithms.prr import fourier
+from morphfed.algorithms.prr import deputy, fourier, presets
 
-__all__ = ["fourier"]
+__all__ = ["deputy", "fourier", "presets"]
