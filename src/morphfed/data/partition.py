@@ -160,5 +160,5 @@ def _written(
         called, inside = f"{name}-{site + 1}", number == site
         part = manifest.where(inside)
         parts[called] = Manifest(part.frame.assign(site=called), manifest.root)
-        counts[called] = Counter(str(labels[i]) for i in np.flatnonzero(inside))
+        counts[called] = Counter(str(labels[int(i)]) for i in np.flatnonzero(inside))
     return Partition(parts, counts, left_out, tries)

@@ -33,7 +33,7 @@ from pydantic import Field
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, CoordinatorHalf, Facts
 from morphfed.algorithms.fedavg import PlainSite
 from morphfed.algorithms.mean import RunningMean, Weighting
-from morphfed.algorithms.prr.spectrum import Phase, plane, share_band, weight_of
+from morphfed.algorithms.prr.spectrum import Phase, plane, share_band, unfolded, weight_of
 from morphfed.core.types import Tensors, Upload
 from morphfed.models.layout import Layout
 
@@ -172,13 +172,21 @@ class Pfa(CoordinatorHalf):
         config, first = self._config, self._model[names[0]]
         by_rows = names[0] in self._rows
 
-        def flat(tensors: Tensors) -> Tensor:
-            wide = torch.float64 if first.dtype == torch.float64 else torch.float32
-            return torch.stack([t.flatten(1) if by_rows else plane(t) for t in (tensors[n] for n in names)]).to(wide)
+        shape = first.flatten(1).shape if by_rows else plane(first).shape
+        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+
+        def flat(models: Sequence[Tensors]) -> Tensor:
+            """``(K, names, rows, columns)``, each value copied once."""
+            found = torch.empty((len(models), len(names), *shape), dtype=wide, device=first.device)
+            for k, model in enumerate(models):
+                for t, name in enumerate(names):
+                    weight = model[name].flatten(1) if by_rows else unfolded(model[name])
+                    found[k, t].view(weight.shape).copy_(weight)
+            return found
 
         mixed = share_band(
-            torch.stack([flat(self._sites[site]) for site in sites]),
-            flat(self._model),
+            flat([self._sites[site] for site in sites]),
+            flat([self._model])[0],
             shares,
             ratio=share_of_sides(config.l_start, config.l_end, self._round, self._rounds),
             phase=config.phase,

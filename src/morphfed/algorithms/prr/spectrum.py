@@ -72,8 +72,13 @@ def plane(weight: Tensor) -> Tensor:
     """
     if weight.ndim == 2:
         return weight
-    first = weight.movedim(-1, 0)  # (kw, O, I, kh)
+    first = unfolded(weight)
     return first.reshape(first.shape[0] * first.shape[1], -1)
+
+
+def unfolded(weight: Tensor) -> Tensor:
+    """:func:`plane` before its axes are joined, a view: ``(kw, O, I, kh)`` of a convolution."""
+    return weight if weight.ndim == 2 else weight.movedim(-1, 0)
 
 
 def weight_of(flat: Tensor, shape: torch.Size) -> Tensor:
@@ -108,12 +113,12 @@ def share_band(
     if phase == "complex":
         if bool((band == 1).all()):
             return mean.expand_as(models)
-        change = torch.fft.rfftn(mean - models, dim=where)
+        change: Tensor = torch.fft.rfftn(mean - models, dim=where)
     else:
         own = _exactly_real(torch.fft.rfftn(models, dim=where), shape)
-        change = _target(own, shares, phase) - own
-    changed: Tensor = torch.fft.irfftn(change * band, s=shape, dim=where)
-    return models + changed
+        change = _target(own, shares, phase).sub_(own)
+    found: Tensor = torch.fft.irfftn(change.mul_(band), s=shape, dim=where)
+    return found.add_(models)
 
 
 def _exactly_real(spectrum: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -139,7 +144,7 @@ def _target(own: Tensor, shares: Tensor, phase: Phase) -> Tensor:
     common = _mean(amplitude, shares)
     if phase == "arithmetic":
         angle = own.angle()
-        return torch.polar(common, _mean(angle, shares)).expand_as(own)
+        return torch.polar(common, _mean(angle, shares)).expand_as(own).clone()
     # A coefficient of 0 has the phase 0, as atan2 says.
     unit = torch.where(amplitude > 0, own / amplitude, torch.ones_like(own))
     if phase == "circular":
