@@ -1,4 +1,4 @@
-"""Mean and median of ten models of 21.3 million values, against Flower's strategies and a plain torch sum.
+"""Mean, median and Fourier aggregation of ten models of 21.3 million values, against Flower and a plain torch sum.
 
 Both sides hold the ten models in memory and take turns; Flower answers from a process in its own environment.
 
@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import nn
 
 from _engine import large_model, small_model, travelling
 from _memory import forget_peak, peak, resident
@@ -24,7 +26,9 @@ from _rivals import SCRIPTS, environment, variables
 from _table import NotMeasuredError, Options, Row, alternate, ratios, run, spread
 from morphfed.algorithms.mean import Averaging
 from morphfed.algorithms.order import coordinate_median, over_names
+from morphfed.algorithms.prr.fourier import Pfa, PfaConfig
 from morphfed.core.types import Tensors, Upload, nbytes
+from morphfed.models.layout import Layout
 
 MODELS = 10
 
@@ -61,6 +65,45 @@ def plain_sum(models: list[Tensors]) -> Tensors:
         for name, tensor in model.items():
             found[name].add_(tensor, alpha=share)
     return found
+
+
+def fourier(layout: Layout, phase: Literal["private", "arithmetic", "complex"]) -> Callable[[list[Tensors]], Tensors]:
+    """PFA as the round loop does it: fold in one at a time, then give every site its own band."""
+    config = PfaConfig(phase=phase)
+
+    def rule(models: list[Tensors]) -> Tensors:
+        half = Pfa(models[0], layout, config)
+        half.plan(10)
+        half.begin_round(5, [str(k) for k in range(len(models))])
+        for number, model in enumerate(models):
+            half.fold(Upload(str(number), 5, model, 1.0))
+        half.end_round()
+        return half.model()
+
+    return rule
+
+
+def compare_fourier(network: nn.Module, options: Options) -> Iterator[Row]:
+    """Real convolution shapes, since a transform's cost depends on its sides; norms stay at their sites."""
+    layout = Layout.of(network)
+    models = alike({n: t for n, t in travelling(network).items() if n not in layout.norms})
+    for phase in ("complex", "private", "arithmetic"):
+        rule = fourier(layout, phase)
+        memory = extra_models(rule, models)
+        (seconds,) = alternate([timed(rule, models)], options.repeats)
+        where = "processor time" if one_thread() else f"wall time, torch on {torch.get_num_threads()} threads"
+        yield Row(
+            f"PFA ({phase}) of ten models of {nbytes(models[0]) / 4e6:.1f} M values, {where}",
+            f"{spread(seconds, 's')}, {memory:.2f} models of memory",
+            target="≤ 3 s on two cores",
+            met=None if options.quick or torch.get_num_threads() != 2 else statistics.median(seconds) <= 3.0,
+            note="Ten models of their own and the mean are held: each site's high frequencies are nobody else's.",
+        )
+
+
+def alike(initial: Tensors) -> list[Tensors]:
+    generator = torch.Generator().manual_seed(0)
+    return [{n: torch.randn(t.shape, generator=generator) for n, t in initial.items()} for _ in range(MODELS)]
 
 
 def timed(rule: Callable[[list[Tensors]], Tensors], models: list[Tensors]) -> Callable[[], float]:
@@ -175,9 +218,9 @@ def compare(name: str, rule: Callable[[list[Tensors]], Tensors], models: list[Te
 
 
 def rows(options: Options) -> Iterator[Row]:
-    initial = travelling(small_model() if options.quick else large_model())
-    generator = torch.Generator().manual_seed(0)
-    models = [{n: torch.randn(t.shape, generator=generator) for n, t in initial.items()} for _ in range(MODELS)]
+    network = small_model() if options.quick else large_model()
+    initial = travelling(network)
+    models = alike(initial)
     for threads in sorted({1, torch.get_num_threads()}):
         with torch_threads(threads):
             yield compare("fedavg", Coordinator(initial), models, options)
@@ -191,6 +234,10 @@ def rows(options: Options) -> Iterator[Row]:
         f"{spread(ratios(other, one))} ×",
         note="The sum knows all weights beforehand; ours does not, and its mean of one model is that very model.",
     )
+    del models
+    for threads in sorted({1, torch.get_num_threads()}):
+        with torch_threads(threads):
+            yield from compare_fourier(network, options)
 
 
 if __name__ == "__main__":

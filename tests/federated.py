@@ -63,7 +63,8 @@ TRAIN = {"precision": "fp32", "batch_size": 4, "lr": 0.01, "channels_last": Fals
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    return {"balanced_accuracy": float((probabilities.argmax(1) == labels).mean())}
+    right = float((probabilities.argmax(1) == labels).mean())
+    return {"balanced_accuracy": right, "macro_f1": right}
 
 
 class Federation:
@@ -102,7 +103,7 @@ class Federation:
         trainer = Trainer(settings, mean=(0.5,) * 3, std=(0.25,) * 3, device=torch.device("cpu"), seed=seed)
         state = self.model.state_dict()
         uploads = named.uploads(config, self.layout, {k: Spec.of(state[k]) for k in self.workspace.travels})
-        shared = settings.loss.prior == "federation"
+        shared = settings.loss.prior == "federation" or named.counts(config)
         statistics = (class_counts(2) if shared else {}) | (temperature_losses() if calibrate else {})
         numbers = UPLOAD_METRICS | named.numbers | (BEFORE_METRICS if retrogress else frozenset())
         self.coding = Coding(

@@ -61,6 +61,7 @@ def test_same_seed_same_bytes_and_the_model_moves(name: str, federation: Make) -
 def test_stopped_after_a_round_and_resumed_gives_the_same_bytes(name: str, federation: Make, tmp_path: Path) -> None:
     straight = federation(tmp_path / "a", algorithm=name, keys=KEYS.get(name), rounds=3, keep_optimizer=True).loop.run()
     stopped = federation(tmp_path / "b", algorithm=name, keys=KEYS.get(name), rounds=3, keep_optimizer=True)
+    stopped.loop._begin()
     stopped.loop._round(1)
     assert isinstance(stopped.store, CheckpointStore)
     resumed = federation(tmp_path / "b", algorithm=name, keys=KEYS.get(name), rounds=3, keep_optimizer=True).loop.run()

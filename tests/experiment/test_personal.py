@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from morphfed.data.manifest import Manifest
 from morphfed.experiment.runner import Options, run_study
 from morphfed.models import weights
+from morphfed.training.dataset import ImageSet
+from morphfed.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +47,36 @@ def test_a_method_without_a_model_for_newcomers_is_judged_at_home_only(tiny: Pat
     assert not torch.equal(own[0]["algorithm/conv1.0.weight"], own[1]["algorithm/conv1.0.weight"])
     assert not any(name.startswith("algorithm/") for name in weights.load(unit / "last.safetensors"))
     assert "cedar" in done.report.read_text()
+
+
+def test_sites_with_a_download_of_their_own_are_judged_with_it(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "layer1.0.conv1.weight"
+    used: dict[str, torch.Tensor] = {}
+    predict = Trainer.predict
+
+    def spied(self: Trainer, model: torch.nn.Module, data: ImageSet, **keys: Any) -> Any:
+        used.update(dict.fromkeys(data.ids.tolist(), model.state_dict()[name].clone()))
+        return predict(self, model, data, **keys)
+
+    monkeypatch.setattr(Trainer, "predict", spied)
+    overrides = ["arms={prr={init_share=0}, pfa={}}", "federation.rounds=2", "evaluation.use=last", "seeds=[0]"]
+    overrides += ["evaluation.calibrate=temperature"]  # the last to look at validation images
+    done = run_study(tiny, Options(tiny.parent / "runs", overrides=overrides))
+    assert not done.failed
+    results = json.loads(done.results.read_text())
+    everywhere = {"alder", "birch", "cedar"}
+    assert {arm["model"]: set(arm["sites"]) for arm in results["arms"]} == {"pfa": everywhere, "prr": everywhere}
+
+    unit = done.run / "units" / "pfa" / "all" / "seed-0"
+    shared = weights.load(unit / "last.safetensors")
+    own = {site: weights.load(unit / "sites" / site / "last.safetensors") for site in ("alder", "birch")}
+    sent = [own[site][f"download/{name}"] for site in own]
+    assert not torch.equal(*sent)
+    torch.testing.assert_close((sent[0] + sent[1]) / 2, shared[name])  # a linear rule keeps the mean
+    assert not any("/" in key for key in shared)
+    assert not any(key.startswith("algorithm/") for key in own["alder"])
+    manifest = Manifest.read(done.run / "manifest.parquet").frame
+    judged = manifest[manifest["split"].isin(["test", "validation"]) & manifest["class"].notna()]
+    expected = {"alder": sent[0], "birch": sent[1], "cedar": shared[name]}
+    for site, image in zip(judged["site"], judged["path"], strict=True):
+        assert torch.equal(used[image], expected[site]), f"{site}: {image}"

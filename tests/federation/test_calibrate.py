@@ -38,7 +38,7 @@ def test_the_optimum_is_scipy_s_on_the_pooled_images(federation: Make, norm: str
             labels = np.where(np.arange(len(data)) < wrong, 1 - data.labels, data.labels)
             site._validation[name] = replace(data, labels=labels)
     model = made.loop.run().last
-    fitted = fit_temperature(made.transport, model, rounds=1)
+    fitted = fit_temperature(made.transport, dict.fromkeys(made.transport.sites, model), rounds=1)
     labels, p = _pooled(made, model)
     rows = np.arange(len(labels))
 
@@ -59,7 +59,7 @@ def test_the_optimum_is_scipy_s_on_the_pooled_images(federation: Make, norm: str
 def test_what_leaves_is_declared_counted_and_in_the_ledger(federation: Make, tmp_path: Path) -> None:
     made = federation(tmp_path, rounds=1, calibrate=True)
     model = made.loop.run().last
-    fitted = fit_temperature(made.transport, model, rounds=1)
+    fitted = fit_temperature(made.transport, dict.fromkeys(made.transport.sites, model), rounds=1)
     sent = []
     for site in made.sites:
         lines = [json.loads(line) for line in (tmp_path / f"{site.name}.jsonl").read_text().splitlines()]
@@ -74,7 +74,7 @@ def test_without_a_declaration_nothing_leaves(federation: Make) -> None:
     made = federation(None, rounds=1)
     model = made.loop.run().last
     with pytest.raises(PrivacyError, match="'temperature'"):
-        fit_temperature(made.transport, model, rounds=1)
+        fit_temperature(made.transport, dict.fromkeys(made.transport.sites, model), rounds=1)
 
 
 class _Sites:
@@ -88,10 +88,10 @@ class _Sites:
 
 
 def test_left_at_one_and_said_so() -> None:
-    empty = fit_temperature(_Sites({"quito": np.zeros(POINTS + 1)}), {}, rounds=1)  # type: ignore[arg-type]
+    empty = fit_temperature(_Sites({"quito": np.zeros(POINTS + 1)}), {"quito": {}}, rounds=1)  # type: ignore[arg-type]
     assert (empty.temperature, empty.images, empty.note) == (1.0, 0, "no training site has validation images")
     falling = np.append(np.arange(POINTS, 0, -1.0), 12)
-    outside = fit_temperature(_Sites({"quito": falling}), {}, rounds=1)  # type: ignore[arg-type]
+    outside = fit_temperature(_Sites({"quito": falling}), {"quito": {}}, rounds=1)  # type: ignore[arg-type]
     assert outside.temperature == 1.0
     assert "0.1 to 10" in outside.note
 

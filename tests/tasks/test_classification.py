@@ -51,7 +51,7 @@ def test_logit_shift_by_hand() -> None:
     assert shift.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "class_balanced", "logit_adjusted"])
+@pytest.mark.parametrize("kind", ["cross_entropy", "focal", "class_balanced", "logit_adjusted", "seesaw"])
 def test_every_loss_is_finite_with_a_missing_class(kind: str) -> None:
     loss = make_loss(LossConfig(kind=kind), torch.tensor([5, 0, 2]))
     logits = LOGITS.clone().requires_grad_()

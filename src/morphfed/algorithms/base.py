@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from morphfed.core.config import Config
 from morphfed.core.registry import Registry
@@ -17,9 +17,12 @@ from morphfed.core.types import Spec, Tensors, Upload
 from morphfed.models.layout import Layout
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
-    from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport
+    from morphfed.tasks.classification import Loss
+    from morphfed.training.trainer import AfterBackward, BeforeEpoch, Coupling, ExtraLoss, FitReport
 
 Specs = Mapping[str, Spec]
 """Name → shape and dtype."""
@@ -40,6 +43,7 @@ class Fit(Protocol):
         only: Collection[str] | None = None,
         epochs: int | None = None,
         slot: str = "model",
+        loss: Loss | None = None,
     ) -> FitReport:
         """Train.
 
@@ -49,8 +53,48 @@ class Fit(Protocol):
             only: parameters to train; the others stay as they are. None: all.
             epochs: passes over the site's training part; None: ``train.local_epochs``.
             slot: which of the site's optimisers; a half that trains two models, or two parts in turn, names each.
+            loss: in place of ``train.loss``.
         """
         ...
+
+
+class FitTogether(Protocol):
+    """Trains several networks on the same batches; what :attr:`SiteWork.fit_together` is."""
+
+    def __call__(
+        self,
+        models: Mapping[str, nn.Module],
+        coupling: Coupling,
+        *,
+        losses: Mapping[str, Loss] | None = None,
+        before_epoch: BeforeEpoch | None = None,
+    ) -> FitReport:
+        """Train for ``train.local_epochs`` passes.
+
+        Args:
+            models: networks by the slot of their optimiser.
+            coupling: terms added to their losses, from the batch and their logits, in the order of ``models``.
+            losses: in place of ``train.loss``, by slot.
+            before_epoch: called before each pass with its number, from 0.
+        """
+        ...
+
+
+class Judge(Protocol):
+    """Judges a network on a part of the site's images; what :attr:`SiteWork.judge` is."""
+
+    def __call__(self, model: nn.Module, part: Literal["validation", "training"]) -> dict[str, float] | None:
+        """The study's validation metrics by name, without augmentation; None: the part is empty."""
+        ...
+
+
+def not_offered(*_: object, **__: object) -> Any:
+    """Stands for what the caller of a site half did not provide.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError("this SiteWork does not offer what the algorithm asks for")
 
 
 @dataclass
@@ -68,6 +112,12 @@ class SiteWork:
         loss: mean loss of ``model`` as it stands over the training part, without augmentation.
         load: copies named values into ``model``.
         state: private tensors that the half keeps between rounds; they are stored at the site and never leave.
+        rounds: in all.
+        seed: of the study, for draws that must be the same at every site.
+        class_counts: int64 ``(C,)``, training images of each class summed over the sites, where the algorithm or the
+            study has them exchanged; else None.
+        fit_together: trains several networks side by side.
+        judge: validation metrics of a network at this site.
     """
 
     site: str
@@ -80,6 +130,11 @@ class SiteWork:
     loss: Callable[[], float]
     load: Callable[[Tensors], None]
     state: Tensors = field(default_factory=dict)
+    rounds: int = 1
+    seed: int = 0
+    class_counts: NDArray[np.int64] | None = None
+    fit_together: FitTogether = not_offered
+    judge: Judge = not_offered
 
     def current(self) -> Tensors:
         """What travels, as it stands: references into ``model``."""
@@ -126,9 +181,17 @@ class CoordinatorHalf(ABC):
     Every site of the study is in every cohort; one whose upload is missing or was rejected is never folded in.
     """
 
+    def plan(self, rounds: int) -> None:
+        """Told once, before anything else, how many rounds there will be; most rules need not know."""
+        return
+
     @abstractmethod
     def download(self, site: str) -> Tensors:
         """The tensors that ``site`` gets this round, by reference; they stand still until the next round begins."""
+
+    def own(self, site: str) -> Tensors:
+        """Travelling values that ``site``'s download has in place of the global model's, by reference; {}: none."""
+        return {}
 
     @abstractmethod
     def begin_round(self, round_number: int, cohort: Iterable[str]) -> None:
@@ -190,6 +253,11 @@ def no_note(config: AlgorithmConfig, sites: int) -> str:
     return ""
 
 
+def no_counts(config: AlgorithmConfig) -> bool:
+    """No class counts leave a site for it."""
+    return False
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A named pair of halves.
@@ -212,6 +280,7 @@ class Algorithm:
         newcomer: what a site that took no part uses, in words; empty: the method defines nothing for it.
         passes: passes over a site's training part in a round, from ``train.local_epochs``; for the plan's estimate.
         note: what the report must say of this method for a number of training sites; empty: nothing.
+        counts: whether the method needs the sites' class counts, summed before round 1.
     """
 
     name: str
@@ -230,6 +299,7 @@ class Algorithm:
     newcomer: str = "the global model"
     passes: Callable[[AlgorithmConfig, int], int] = one_training
     note: Callable[[AlgorithmConfig, int], str] = no_note
+    counts: Callable[[AlgorithmConfig], bool] = no_counts
 
     def __reduce__(self) -> tuple[object, ...]:
         # A worker process finds the algorithm by its name in its own registry; the halves need not be picklable.

@@ -12,6 +12,7 @@ import cyclopts
 if TYPE_CHECKING:
     from morphfed.data.drafting import Draft
     from morphfed.data.manifest import Manifest
+    from morphfed.data.partition import Partition
 
 app = cyclopts.App(name="data", help="Draft a manifest from folders of images, and check it before training.")
 
@@ -93,6 +94,74 @@ def unpack(kind: str, source: Path, out: Path, /, *, margin: float = 0.1) -> int
     lines += [f"  skipped {n:,}: {reason}" for reason, n in done.skipped.most_common()]
     sys.stdout.write("\n".join(lines) + f"\nwrote {done.table}\nnext: morphfed data init {out} --source {kind}\n")
     return 0
+
+
+@app.command
+def partition(
+    manifest: Path,
+    /,
+    *,
+    sites: int,
+    dirichlet: float,
+    out: Path,
+    seed: int = 0,
+    classes: str | None = None,
+    name: str | None = None,
+    least: int = 10,
+    force: bool = False,
+) -> int:
+    """Deal a manifest's images out to simulated sites whose classes are skewed; write one manifest a site.
+
+    For each class the sites' shares are drawn from a Dirichlet distribution. Patients and exact copies stay together.
+
+    Args:
+        manifest: a .csv or .parquet manifest.
+        sites: how many sites.
+        dirichlet: α; 0.1 leaves most classes at one or two sites, 100 deals evenly.
+        out: folder for NAME-1.csv, NAME-2.csv, ….
+        seed: of the draw.
+        classes: the study's classes, such as neutrophil,lymphocyte,monocyte; default every label.
+        name: of the simulated sites; default the manifest's only site, else 'site'.
+        least: images that each site must have; draws with fewer are repeated.
+        force: replace existing manifests.
+    """
+    from morphfed.core.errors import ConfigError, DataError
+    from morphfed.data.manifest import Manifest
+    from morphfed.data.partition import partition as run_partition
+
+    for key, value, wanted in (("--sites", sites, 2), ("--least", least, 1)):
+        if value < wanted:
+            raise ConfigError(f"{key} is {value}, expected at least {wanted}.", fix="give a larger number.")
+    if not 0 < dirichlet < float("inf"):
+        raise ConfigError(f"--dirichlet is {dirichlet:g}, expected a number above 0.", fix="try 0.1, 0.5 or 100.")
+    source = Manifest.read(manifest)
+    called = name or (source.sites[0] if len(source.sites) == 1 else "site")
+    chosen = [c.strip() for c in classes.split(",") if c.strip()] if classes is not None else []
+    found = run_partition(source, sites=sites, alpha=dirichlet, seed=seed, name=called, classes=chosen, least=least)
+    files = {site: out / f"{site}{manifest.suffix.lower()}" for site in found.sites}
+    if taken := [str(file) for file in files.values() if file.exists() and not force]:
+        raise DataError(f"{taken[0]} exists.", fix="name another folder with --out, or replace it with --force.")
+    for site, part in found.sites.items():
+        part.write(files[site])
+    sys.stdout.write(_dealt(found, files))
+    return 0
+
+
+def _dealt(found: Partition, files: Mapping[str, Path]) -> str:
+    kinds = sorted({kind for counts in found.counts.values() for kind in counts})
+    width = max(len(word) for word in ("site", *files))
+    columns = [max(len(kind), 6) for kind in kinds]
+    head = "  ".join(f"{kind:>{w}}" for kind, w in zip(kinds, columns, strict=True))
+    lines = [f"{'site':<{width}}  images  {head}"]
+    for site, counts in found.counts.items():
+        cells = "  ".join(f"{counts[kind]:>{w},}" for kind, w in zip(kinds, columns, strict=True))
+        lines.append(f"{site:<{width}}  {counts.total():>6,}  {cells}")
+    if found.left_out:
+        named = ", ".join(f"'{label}' {n:,}" for label, n in found.left_out.most_common())
+        lines.append(f"left out {found.left_out.total():,} images of none of the classes: {named}")
+    lines.append(f"draws: {found.tries}")
+    lines += [f"wrote {file}" for file in files.values()]
+    return "\n".join(lines) + "\nnext: name them in a study as [sites.NAME] path = …\n"
 
 
 def _options(given: list[str]) -> dict[str, str]:

@@ -107,7 +107,7 @@ def may_train(manifest: Manifest, extra: Sequence[bool], twins: Sequence[str | N
     found = [False] * len(frame)
     for name in manifest.sites:
         here = [i for i, site in enumerate(sites) if site == name]
-        for unit in _united(_keys(frame, here, twins or [None] * len(frame))):
+        for unit in united(_keys(frame, here, twins or [None] * len(frame))):
             rows = [here[k] for k in unit]
             seen = any(splits[i] in ("validation", "test") for i in rows if not extra[i])
             for i in rows:
@@ -144,7 +144,7 @@ def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any], twins: Sequenc
         notes.append(f"{near} pictures that nearly repeat another stay on its side")
     own = [None if classes[i] is None or classes[i] != classes[i] else str(classes[i]) for i in here]
     by = " and ".join(k for k in ("patient", "slide", "image") if kinds[k])
-    units = _united(_keys(frame, here, twins))
+    units = united(_keys(frame, here, twins))
     return _Site(name, here, own, [splits[i] for i in here], units, by, notes)
 
 
@@ -160,7 +160,7 @@ def _keys(frame: pd.DataFrame, here: Sequence[int], twins: Sequence[str | None])
     return keys
 
 
-def _united(keys: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
+def united(keys: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
     """Positions that share a key, directly or through others (union–find), in order of their first one."""
     parent = list(range(len(keys)))
 

@@ -286,7 +286,18 @@ def resolve_arm(study: Study, name: str, *, where: str) -> Arm:
             )
     config = validate(algorithm.config, own, where=f"{where}: arms.{name}")
     refuse_nonsense(tables["model"], where=f"{where}: arms.{name}")
-    return Arm(name, algorithm, config, **tables)
+    arm = Arm(name, algorithm, config, **tables)
+    _refuse_coarse(study, arm, where)
+    return arm
+
+
+def _refuse_coarse(study: Study, arm: Arm, where: str) -> None:
+    """The seesaw factors are those of one true class, which an image with a coarser label does not name."""
+    if study.data.coarse == "parent" and (arm.train.loss.kind == "seesaw" or arm.algorithm.counts(arm.config)):
+        raise ConfigError(
+            f"{where}: arms.{arm.name}: the seesaw loss is not defined for images with a coarser label.",
+            fix='set data.coarse = "leave_out", or choose another train.loss.kind (in prr: loss = "task").',
+        )
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.coding.wire import Coding
-from morphfed.federation.loop import Outcome, RoundLoop
+from morphfed.federation.loop import Outcome, RoundLoop, downloads_of
 from morphfed.federation.reject import choose_threshold
 from morphfed.federation.site import BEFORE_METRICS, UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
 from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
@@ -116,7 +116,7 @@ def train_unit(
         transport=transport,
         store=store,
         coding=coding,
-        share_counts=arm.train.loss.prior == "federation",
+        share_counts=_shares_counts(arm),
         moves=unit.moves,
         report=report,
         task=unit.key,
@@ -135,7 +135,7 @@ def train_unit(
     if study.evaluation.unknown:
         write_strangers(folder / STRANGERS, said.strangers, study.classes)
     transport.load_site_states(chosen[1])
-    settled = _settle(unit, study, transport, outcome, chosen[0])
+    settled = _settle(unit, study, transport, outcome, *chosen)
     told = {
         "device": str(device),
         "images_on": images_on,
@@ -196,9 +196,14 @@ def _written(arm: Arm, coding: Coding) -> str:
 
 def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
     """Sums that may leave a site outside the rounds: none unless the study asks for what they are needed for."""
-    counts = class_counts(len(study.classes)) if arm.train.loss.prior == "federation" else {}
+    counts = class_counts(len(study.classes)) if _shares_counts(arm) else {}
     losses = temperature_losses() if study.evaluation.calibrate == "temperature" else {}
     return counts | losses | (confidence_counts() if study.evaluation.unknown else {})
+
+
+def _shares_counts(arm: Arm) -> bool:
+    """Whether the sites' class counts are summed: for the loss, or for the algorithm."""
+    return arm.train.loss.prior == "federation" or arm.algorithm.counts(arm.config)
 
 
 def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
@@ -280,12 +285,13 @@ def _predict(
     said = _Said()
     views = study.evaluation.views
     half = arm.algorithm.site(arm.config)
+    downloads = downloads_of(model, sites)
     for name in study.sites:
         data = prepared.sets[name]["test"]
         takes_part = name in unit.trained_on or unit.pooled or not unit.moves
         if not len(data) or not (takes_part or arm.algorithm.newcomer):
             continue
-        workspace.load(model)
+        workspace.load(downloads.get(name, model))
         _load_own(workspace, trainer, data, half, sites.get(name))
         said.found[name] = plain = Predictions(
             classes=study.classes,
@@ -336,7 +342,7 @@ def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: Site
 
 
 def _settle(
-    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors
+    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors, sites: dict[str, Tensors]
 ) -> tuple[dict[str, Any], list[str]]:
     """What the training sites still have to say of the finished model: its temperature, and its threshold.
 
@@ -346,6 +352,7 @@ def _settle(
     entry: dict[str, Any] = {}
     warnings = []
     progress, temperature = outcome.progress, 1.0
+    downloads = dict.fromkeys(transport.sites, model) | downloads_of(model, sites)
     how: dict[str, Any] = {"rounds": progress.round, "views": study.evaluation.views}
 
     def moved(up: int, down: int) -> None:
@@ -355,14 +362,14 @@ def _settle(
     if study.evaluation.calibrate == "temperature" or study.evaluation.unknown:
         moved(0, nbytes(model) * len(transport.sites))  # the finished model; one download serves both
     if study.evaluation.calibrate == "temperature":
-        fitted = fit_temperature(transport, model, **how)
+        fitted = fit_temperature(transport, downloads, **how)
         moved(fitted.bytes_up, fitted.bytes_down)
         temperature = fitted.temperature
         told = ("temperature", "images", "loss_before", "loss_after")
         entry["calibration"] = {key: getattr(fitted, key) for key in told}
         warnings += [f"probabilities are not calibrated: {fitted.note}"] if fitted.note else []
     if study.evaluation.unknown:
-        chosen = choose_threshold(transport, model, temperature=temperature, **how)
+        chosen = choose_threshold(transport, downloads, temperature=temperature, **how)
         moved(chosen.bytes_up, chosen.bytes_down)
         entry["rejection"] = {key: getattr(chosen, key) for key in ("threshold", "accepted", "images")}
     return entry, warnings

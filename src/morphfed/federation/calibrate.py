@@ -7,6 +7,7 @@ best temperature's neighbours and a parabola through its best three points find 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -45,12 +46,14 @@ class Temperature:
     note: str = ""
 
 
-def fit_temperature(transport: Transport, model: Tensors, *, rounds: int, views: Literal[1, 8] = 1) -> Temperature:
+def fit_temperature(
+    transport: Transport, downloads: Mapping[str, Tensors], *, rounds: int, views: Literal[1, 8] = 1
+) -> Temperature:
     """Fit T to the model as each site uses it (with its own norms or head, where it has any).
 
     Args:
         transport: reaches the training sites, which hold their private state already.
-        model: travelling tensors of the model that is tested.
+        downloads: site → travelling tensors of the model that it is tested with.
         rounds: rounds that are over.
         views: as in the prediction that T is meant for.
 
@@ -58,7 +61,6 @@ def fit_temperature(transport: Transport, model: Tensors, *, rounds: int, views:
         FederationError: a site's row has another length, a number that is not finite, or another count of images
             than before; names the site.
     """
-    downloads = dict.fromkeys(transport.sites, model)
     temperatures = grid(*RANGE)
 
     def ask(at: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:

@@ -23,8 +23,21 @@ from morphfed.federation.validate import check_upload, opened
 from morphfed.privacy.egress import NUMBER_BYTES, upload_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from morphfed.algorithms.base import CoordinatorHalf
     from morphfed.federation.transports.base import Metrics, Transport
+
+OWN = "download/"
+"""Prefix, in an outcome's sites, of travelling values that a site has in place of the global model's."""
+
+
+def downloads_of(model: Tensors, sites: Mapping[str, Tensors]) -> dict[str, Tensors]:
+    """The travelling tensors that each site uses of an outcome: the global model's, or its own where it has any."""
+    return {
+        site: model | {name.removeprefix(OWN): t for name, t in state.items() if name.startswith(OWN)}
+        for site, state in sites.items()
+    }
 
 
 class FederationConfig(Config):
@@ -75,7 +88,8 @@ class Outcome:
     Attributes:
         last: travelling tensors of the last round's global model.
         best: the same of the round with the best validation.
-        last_sites, best_sites: private state of each site in those rounds.
+        last_sites, best_sites: what each site needs beside that model: its private state, and under ``download/`` the
+            values that its own download had in place of the global model's.
         progress: history and counters.
     """
 
@@ -122,6 +136,7 @@ class RoundLoop:
         self._best: Tensors = {}
         self._best_memory: Tensors = {}
         self._best_sites: dict[str, Tensors] = {}
+        coordinator.plan(config.rounds)
 
     def run(self) -> Outcome:
         """Run all rounds that are not done yet.
@@ -130,9 +145,7 @@ class RoundLoop:
             FederationError: too few valid uploads in a round; earlier rounds stay saved.
             StorageError: a checkpoint could not be written; earlier ones stay valid.
         """
-        self._resume()
-        if self._share_counts:
-            self._exchange_counts()
+        self._begin()
         while self._progress.round < self._config.rounds:
             self._round(self._progress.round + 1)
         last, last_sites = self._coordinator.model(), self._site_parts()
@@ -140,6 +153,11 @@ class RoundLoop:
             self._progress.best_round = self._progress.round
             self._best, self._best_sites = last, last_sites
         return Outcome(last, self._best, last_sites, self._best_sites, self._progress)
+
+    def _begin(self) -> None:
+        self._resume()
+        if self._share_counts:
+            self._exchange_counts()
 
     def _exchange_counts(self) -> None:
         """Sum the sites' class counts once; a resumed run has them from its checkpoint, and asks nobody again."""
@@ -242,10 +260,13 @@ class RoundLoop:
     def _site_parts(self) -> dict[str, Tensors]:
         """Copies of what the sites need to use the global model (not what only training needs)."""
         sites = {
-            site: {k: v.clone() for k, v in state.items() if not k.startswith(_TRAINING)}
+            site: {k: v.clone() for k, v in (state | self._own(site)).items() if not k.startswith(_TRAINING)}
             for site, state in self._transport.site_states().items()
         }
         return {site: state for site, state in sites.items() if state}
+
+    def _own(self, site: str) -> Tensors:
+        return {OWN + name: tensor for name, tensor in self._coordinator.own(site).items()}
 
     def _save(self, number: int, improved: bool) -> None:
         if self._store is None:

@@ -6,6 +6,7 @@ adds them up and takes the highest confidence that still accepts 95 % of the ima
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -37,13 +38,18 @@ class Threshold:
 
 
 def choose_threshold(
-    transport: Transport, model: Tensors, *, rounds: int, temperature: float = 1.0, views: Literal[1, 8] = 1
+    transport: Transport,
+    downloads: Mapping[str, Tensors],
+    *,
+    rounds: int,
+    temperature: float = 1.0,
+    views: Literal[1, 8] = 1,
 ) -> Threshold:
     """Choose the threshold for the model as each site uses it.
 
     Args:
         transport: reaches the training sites, which hold their private state already.
-        model: travelling tensors of the model that is tested.
+        downloads: site → travelling tensors of the model that it is tested with.
         rounds: rounds that are over.
         temperature: of the model's probabilities.
         views: as in the prediction that the threshold is meant for.
@@ -51,7 +57,6 @@ def choose_threshold(
     Raises:
         FederationError: a site's histogram cannot be one; names the site.
     """
-    downloads = dict.fromkeys(transport.sites, model)
     found = transport.validation_sums(CONFIDENCE, rounds, downloads, THRESHOLDS, temperature=temperature, views=views)
     below, images = added_up(CONFIDENCE, found, len(THRESHOLDS))
     up = NUMBER_BYTES * (len(THRESHOLDS) + 1) * len(downloads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,21 @@ from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
 from morphfed.tasks.temperature import tempered
 from morphfed.training.optimise import export_state, import_state, make_optimizer
-from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport, Trainer, Views
+from morphfed.training.trainer import (
+    AfterBackward,
+    BeforeEpoch,
+    Coupling,
+    ExtraLoss,
+    FitReport,
+    Learner,
+    Trainer,
+    Views,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from morphfed.tasks.classification import Loss
     from morphfed.training.dataset import ImageSet
 
 UPLOAD_METRICS = frozenset({"loss", "steps", "images"})
@@ -146,7 +156,7 @@ class Site:
         return counts
 
     def use_class_counts(self, counts: NDArray[np.int64]) -> None:
-        """Take the federation's counts ``(C,)`` in place of the site's own for the loss."""
+        """Take the federation's counts ``(C,)``: for the algorithm, and for a loss whose prior is the federation's."""
         self._class_counts = counts
 
     def train(self, round_number: int, rounds: int, download: Tensors) -> Upload:
@@ -195,6 +205,7 @@ class Site:
 
     def _work(self, round_number: int, rounds: int) -> SiteWork:
         model = self._workspace.model
+        where = {"site": self.name, "round_number": round_number, "rounds": rounds}
 
         def fit(
             *,
@@ -203,26 +214,45 @@ class Site:
             only: Collection[str] | None = None,
             epochs: int | None = None,
             slot: str = "model",
+            loss: Loss | None = None,
         ) -> FitReport:
             with training_only(model, only):
-                optimizer = make_optimizer(self._trainer.config, model)
-                if self._keep_optimizer and self._optimizer_states.get(slot):
-                    import_state(optimizer, self._optimizer_states[slot])
+                optimizer = self._optimizer(model, slot)
                 report = self._trainer.fit(
                     model,
                     optimizer,
                     self._train,
-                    site=self.name,
-                    round_number=round_number,
-                    rounds=rounds,
+                    **where,  # type: ignore[arg-type]
                     after_backward=after_backward,
                     extra_loss=extra_loss,
                     epochs=epochs,
                     slot=slot,
-                    class_counts=self._class_counts,
+                    class_counts=self._prior(),
+                    loss=loss,
                 )
-            if self._keep_optimizer:
-                self._optimizer_states[slot] = {k: v.clone() for k, v in export_state(optimizer).items()}
+            self._keep(optimizer, slot)
+            return report
+
+        def fit_together(
+            models: Mapping[str, nn.Module],
+            coupling: Coupling,
+            *,
+            losses: Mapping[str, Loss] | None = None,
+            before_epoch: BeforeEpoch | None = None,
+        ) -> FitReport:
+            learners = {
+                slot: Learner(net, self._optimizer(net, slot), (losses or {}).get(slot)) for slot, net in models.items()
+            }
+            report = self._trainer.fit_together(
+                list(learners.values()),
+                self._train,
+                **where,  # type: ignore[arg-type]
+                coupling=coupling,
+                before_epoch=before_epoch,
+                class_counts=self._prior(),
+            )
+            for slot, learner in learners.items():
+                self._keep(learner.optimizer, slot)
             return report
 
         return SiteWork(
@@ -233,10 +263,36 @@ class Site:
             travels=self._workspace.travels,
             epochs=self._trainer.config.local_epochs,
             fit=fit,
-            loss=lambda: self._trainer.loss(model, self._train, self._class_counts),
+            loss=lambda: self._trainer.loss(model, self._train, self._prior()),
             load=self._workspace.load,
             state=self._private,
+            rounds=rounds,
+            seed=self._trainer.seed,
+            class_counts=self._class_counts,
+            fit_together=fit_together,
+            judge=self._judge,
         )
+
+    def _prior(self) -> NDArray[np.int64] | None:
+        """Class counts for the study's loss; None: the site's own, even where an algorithm has the sum exchanged."""
+        return self._class_counts if self._trainer.config.loss.prior == "federation" else None
+
+    def _optimizer(self, model: nn.Module, slot: str) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(self._trainer.config, model)
+        if self._keep_optimizer and self._optimizer_states.get(slot):
+            import_state(optimizer, self._optimizer_states[slot])
+        return optimizer
+
+    def _keep(self, optimizer: torch.optim.Optimizer, slot: str) -> None:
+        if self._keep_optimizer:
+            self._optimizer_states[slot] = {k: v.clone() for k, v in export_state(optimizer).items()}
+
+    def _judge(self, model: nn.Module, part: Literal["validation", "training"]) -> dict[str, float] | None:
+        sets = [self._train] if part == "training" else [data for data in self._validation.values() if len(data)]
+        if not sets:
+            return None
+        labels = np.concatenate([data.labels for data in sets])
+        return self._measure(labels, np.concatenate([self._trainer.predict(model, data) for data in sets]))
 
     def _load_shared(self, download: Tensors) -> None:
         self._workspace.load({name: download[name] for name in self._workspace.travels})

@@ -29,6 +29,7 @@ class Layout:
         statistics: buffers that training changes: running means and variances.
         norms: keys of normalisation layers, weights and statistics.
         head: keys of the classifier.
+        matrices: weights of convolutions and linear layers: what can be read as a matrix of inputs and outputs.
     """
 
     order: tuple[str, ...]
@@ -36,6 +37,7 @@ class Layout:
     statistics: frozenset[str]
     norms: frozenset[str]
     head: frozenset[str]
+    matrices: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: nn.Module, head: Iterable[str] = ()) -> Layout:
@@ -53,12 +55,21 @@ class Layout:
             statistics=frozenset(order) - parameters,
             norms=norm_keys(model) & frozenset(order),
             head=frozenset(head) & frozenset(order),
+            matrices=_matrix_keys(model) & frozenset(order),
         )
 
     def without(self, keys: Iterable[str]) -> tuple[str, ...]:
         """``order`` less ``keys``."""
         stay = frozenset(keys)
         return tuple(name for name in self.order if name not in stay)
+
+
+def _matrix_keys(model: nn.Module) -> frozenset[str]:
+    from torch.nn import Conv1d, Conv2d, Conv3d, Linear
+
+    kinds = (Conv1d, Conv2d, Conv3d, Linear)
+    found = (name for name, module in model.named_modules() if isinstance(module, kinds))
+    return frozenset(f"{name}.weight" if name else "weight" for name in found)
 
 
 def head_module(model: nn.Module, layout: Layout) -> nn.Module:

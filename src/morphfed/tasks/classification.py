@@ -11,30 +11,34 @@ from pydantic import Field, model_validator
 
 from morphfed.core.config import Config
 from morphfed.tasks.coarse import Parents, parent_weights, with_parents
+from morphfed.tasks.seesaw import log_mitigation, seesaw
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LossKind = Literal["cross_entropy", "focal", "class_balanced", "logit_adjusted"]
+LossKind = Literal["cross_entropy", "focal", "class_balanced", "logit_adjusted", "seesaw"]
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
-COUNTING: tuple[LossKind, ...] = ("class_balanced", "logit_adjusted")
+COUNTING: tuple[LossKind, ...] = ("class_balanced", "logit_adjusted", "seesaw")
 """Losses that depend on how often each class occurs."""
 
 
 class LossConfig(Config):
     """Which loss a site minimises. Class counts are those of the site's own training part, or summed over the sites."""
 
-    kind: LossKind = Field("cross_entropy", description="cross_entropy, focal, class_balanced or logit_adjusted")
+    kind: LossKind = Field(
+        "cross_entropy", description="cross_entropy, focal, class_balanced, logit_adjusted or seesaw"
+    )
     gamma: float = Field(2.0, ge=0, description="γ of the focal loss (Lin et al. 2017)")
     beta: float = Field(0.99, ge=0, lt=1, description="β of the effective number of samples (Cui et al. 2019)")
     tau: float = Field(1.0, ge=0, description="τ of the logit adjustment (Menon et al. 2021)")
+    p: float = Field(0.8, ge=0, description="p, power of the class counts' ratio in seesaw (Wang et al. 2021)")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
     prior: Literal["site", "federation"] = Field(
         "site",
-        description="whose class counts class_balanced and logit_adjusted use; federation: each training site sends "
-        "its counts once, before round 1, and uses their sum",
+        description="whose class counts class_balanced, logit_adjusted and seesaw use; federation: each training site "
+        "sends its counts once, before round 1, and uses their sum",
     )
 
     @model_validator(mode="after")
@@ -76,6 +80,9 @@ def make_loss(
         return lambda logits, labels: cross_entropy(
             logits + shift.to(logits.device, logits.dtype), labels, smoothing=smoothing, parents=parents
         )
+    if config.kind == "seesaw":
+        log_s = log_mitigation(counts, power=config.p).to(device=device)
+        return lambda logits, labels: seesaw(logits, labels, log_s.to(logits.device)).mean()
     return lambda logits, labels: cross_entropy(logits, labels, smoothing=smoothing, parents=parents)
 
 

@@ -6,8 +6,10 @@ the host must know is read once, at the end of a fit or a prediction.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -40,6 +42,11 @@ Views = Literal[1, 8]
 AfterBackward = Callable[[nn.Module], None]
 """Changes gradients between ``backward`` and the clipping, for example adds a proximal term's gradient."""
 
+Coupling = Callable[["Tensor", "list[Tensor]"], "list[Tensor]"]
+"""Terms added to the losses of several networks, from what they take and their logits ``(n, C)``."""
+
+BeforeEpoch = Callable[[int], None]
+
 ExtraLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """A term added to the task's loss, from the batch: what the network takes (images ``(n, 3, S, S)``, normalised, or
 stored features ``(n, width)``), and logits ``(n, C)``."""
@@ -64,6 +71,40 @@ class FitReport:
         images = self.images + other.images
         loss = (self.loss * self.images + other.loss * other.images) / images
         return FitReport(loss, self.steps + other.steps, images)
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network in training.
+
+    Attributes:
+        model: changed in place.
+        optimizer: over its parameters.
+        loss: in place of ``train.loss``.
+        after_backward: changes its gradients in each step.
+        compiles: whether it may run through ``torch.compile``; not where an algorithm looks into the network.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss | None = None
+    after_backward: AfterBackward | None = None
+    compiles: bool = True
+
+
+def _descend(learners: Sequence[Learner], terms: Sequence[Tensor], rate: float, clip: float) -> None:
+    """One step of every network down the sum of all terms."""
+    for learner in learners:
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate
+        learner.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(functools.reduce(operator.add, terms))
+    for learner in learners:
+        if learner.after_backward is not None:
+            learner.after_backward(learner.model)
+        if clip > 0:
+            nn.utils.clip_grad_norm_([p for p in learner.model.parameters() if p.requires_grad], clip)
+        learner.optimizer.step()
 
 
 def _views(images: Tensor, count: Views) -> Iterator[Tensor]:
@@ -127,6 +168,7 @@ class Trainer:
         epochs: int | None = None,
         slot: str = "model",
         class_counts: NDArray[np.int64] | None = None,
+        loss: Loss | None = None,
     ) -> FitReport:
         """Train for ``local_epochs`` passes or ``local_steps`` steps.
 
@@ -144,9 +186,54 @@ class Trainer:
             epochs: passes, in place of ``local_epochs``.
             slot: one of several trainings of a site in the same round; each has random streams of its own.
             class_counts: int64 ``(C,)`` for the loss; None: those of ``data``.
+            loss: in place of ``train.loss``.
 
         Raises:
             TrainingError: the loss is not finite; names site, round and step.
+        """
+
+        def coupling(images: Tensor, logits: list[Tensor]) -> list[Tensor]:
+            return [] if extra_loss is None else [extra_loss(images, logits[0])]
+
+        return self.fit_together(
+            [Learner(model, optimizer, loss, after_backward, compiles=extra_loss is None)],
+            data,
+            site=site,
+            round_number=round_number,
+            rounds=rounds,
+            coupling=coupling,
+            epochs=epochs,
+            slot=slot,
+            class_counts=class_counts,
+        )
+
+    def fit_together(
+        self,
+        learners: Sequence[Learner],
+        data: ImageSet,
+        *,
+        site: str,
+        round_number: int,
+        rounds: int,
+        coupling: Coupling,
+        before_epoch: BeforeEpoch | None = None,
+        epochs: int | None = None,
+        slot: str = "model",
+        class_counts: NDArray[np.int64] | None = None,
+    ) -> FitReport:
+        """Train several networks on the same batches, each with its own optimiser; :meth:`fit` is the case of one.
+
+        Args:
+            learners: at least one; their networks share no parameter.
+            data, site, round_number, rounds, epochs, slot, class_counts: as in :meth:`fit`.
+            coupling: further terms, from the batch and all logits.
+            before_epoch: called before each pass with its number, from 0; it may put the networks into evaluation mode.
+
+        Returns:
+            Steps and images summed over the networks.
+
+        Raises:
+            TrainingError: a loss is not finite; names site, round and step.
         """
         config = self.config
         criterion = self._criterion(data, class_counts)
@@ -157,34 +244,40 @@ class Trainer:
         seen = 0
         stream = site if slot == "model" else f"{site}/{slot}"
         loss_sum = torch.zeros((), device=self.device)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        _train_mode(model)
-        forward = model if self._compiled is None or extra_loss is not None else self._compiled.of(model)
+
+        def start(epoch: int) -> None:
+            if before_epoch is not None:
+                before_epoch(epoch)
+            for learner in learners:
+                _train_mode(learner.model)
+
+        forwards = [self._forward(learner) for learner in learners]
         # Layers that draw (dropout) use the global generator: give each site and round its own state of it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", stream, round_number))
-            for images, labels in islice(self._batches(data, stream, round_number, passes), steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step / total_steps)
+            for images, labels in islice(self._batches(data, stream, round_number, passes, start), steps):
+                rate = learning_rate(config, step / total_steps)
                 with self._autocast():
-                    logits = forward(images)
-                loss = criterion(logits.float(), labels)
-                objective = loss if extra_loss is None else loss + extra_loss(images, logits)
-                optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward(objective)
-                if after_backward is not None:
-                    after_backward(model)
-                if config.clip > 0:
-                    nn.utils.clip_grad_norm_(trained, config.clip)
-                optimizer.step()
+                    logits = [forward(images) for forward in forwards]
+                losses = [
+                    (learner.loss or criterion)(z.float(), labels) for learner, z in zip(learners, logits, strict=True)
+                ]
+                _descend(learners, [*losses, *coupling(images, logits)], rate, config.clip)
                 step += 1
-                loss_sum += loss.detach() * len(labels)
+                for loss in losses:
+                    loss_sum += loss.detach() * len(labels)
                 seen += len(labels)
                 if self._waits:
                     self._check(float(loss_sum), site, round_number, step)
         total = float(loss_sum)  # the one place where the host waits
         self._check(total, site, round_number, step)
-        return FitReport(total / seen, steps, seen)
+        models = len(learners)
+        return FitReport(total / (seen * models), steps * models, seen * models)
+
+    def _forward(self, learner: Learner) -> Callable[[Tensor], Tensor]:
+        if self._compiled is None or not learner.compiles:
+            return learner.model
+        return self._compiled.of(learner.model)
 
     def _check(self, loss_sum: float, site: str, round_number: int, step: int) -> None:
         if math.isfinite(loss_sum):
@@ -195,11 +288,15 @@ class Trainer:
             fix="lower train.lr, set train.clip = 1.0, or use train.precision = 'fp32'.",
         )
 
-    def _batches(self, data: ImageSet, stream: str, round_number: int, passes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(
+        self, data: ImageSet, stream: str, round_number: int, passes: int, start: BeforeEpoch | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of nearly equal size: no batch of one image, which batch normalisation cannot take."""
         generator = torch_stream(self.seed, "augment", stream, round_number)
         augment = None if isinstance(data, FeatureSet) else self._augment
         for epoch in range(passes):
+            if start is not None:
+                start(epoch)
             order = numpy_stream(self.seed, "order", stream, round_number, epoch).permutation(len(data))
             parts = np.array_split(order, -(-len(data) // self.config.batch_size))
             depth = 0 if self._waits else DEPTH

@@ -23,6 +23,13 @@ from morphfed.reporting.results import Results
 from morphfed.reporting.sections.cost import arm_cost, coarse_images, training_images, transfers
 from morphfed.reporting.text import count, counted, duration, finite, listed, metric_name, plain
 
+_PRR_2021 = (
+    "Chen Z et al. Personalized retrogress-resilient framework for real-world medical federated learning. MICCAI 2021."
+)
+_PRR_2022 = (
+    "Chen Z et al. Personalized retrogress-resilient federated learning toward imbalanced medical data. "
+    "IEEE Trans Med Imaging 2022."
+)
 _WORKS = {
     "fedavg": "McMahan B et al. Communication-efficient learning of deep networks from decentralized data. "
     "AISTATS 2017.",
@@ -35,6 +42,10 @@ _WORKS = {
     "fedper": "Arivazhagan MG et al. Federated learning with personalization layers. arXiv:1912.00818, 2019.",
     "fedrep": "Collins L et al. Exploiting shared representations for personalized federated learning. ICML 2021.",
     "moon": "Li Q et al. Model-contrastive federated learning. CVPR 2021.",
+    "pfa": f"{_PRR_2021} {_PRR_2022}",
+    "det": f"{_PRR_2021} {_PRR_2022}",
+    "prr": _PRR_2022,
+    "prr-2021": _PRR_2021,
     "qfedavg": "Li T et al. Fair resource allocation in federated learning. ICLR 2020.",
     "retrogress": "Chen Z et al. Personalized retrogress-resilient framework for real-world medical federated "
     "learning. MICCAI 2021.",
@@ -49,6 +60,7 @@ _WORKS = {
     "class_balanced": "Cui Y et al. Class-balanced loss based on effective number of samples. CVPR 2019.",
     "logit_adjusted": "Menon AK et al. Long-tail learning via logit adjustment. ICLR 2021.",
     "parent": "Cour T, Sapp B, Taskar B. Learning from partial labels. J Mach Learn Res 2011; 12:1501–1536.",
+    "seesaw": "Wang J et al. Seesaw loss for long-tailed instance segmentation. CVPR 2021.",
     "focal": "Lin TY et al. Focal loss for dense object detection. ICCV 2017.",
 }
 _ALWAYS = (
@@ -191,6 +203,7 @@ def _loss_sentence(loss: Any) -> str:
     if not isinstance(loss, Mapping) or loss.get("prior") != "federation":
         return ""
     names = {"class_balanced": "class-balanced cross-entropy", "logit_adjusted": "logit-adjusted cross-entropy"}
+    names["seesaw"] = "seesaw loss"
     name = names.get(str(loss.get("kind")), str(loss.get("kind")))
     return f" The loss was a {name} with class counts summed over the training sites."
 
