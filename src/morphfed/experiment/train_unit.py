@@ -250,7 +250,7 @@ def _predict(
             labels=data.labels,
             probabilities=trainer.predict(workspace.model, data, views=views),
             clusters=data.clusters.astype(str),
-            cluster_unit="patient" if prepared.cluster_units[name] == "patient" else "image",
+            cluster_unit=prepared.cluster_units[name],
         )
         if name in prepared.unknown:
             images, kinds = prepared.unknown[name]
