@@ -105,7 +105,7 @@ def draft(
         frame = without_sizes(frame, found.path, given["leave_out_px"], skipped, notes)
     if frame.empty:
         raise DataError(f"Site '{site}': every image is left out as asked for.", fix="leave out less.")
-    scale, said = _scale(frame, table, um_per_px)
+    scale, said = _scale(frame, table, um_per_px, nuclei=adapter.nuclei)
     manifest = Manifest(frame if scale is None else frame.assign(um_per_px=scale), found.path)
     labels = Counter(frame["source_label"][frame["label"].isna()])
     guesses = [
@@ -253,7 +253,7 @@ def _file_facts(path: Path) -> tuple[int | None, int | None, str | None]:
     return facts.width, facts.height, digest
 
 
-def _scale(frame: pd.DataFrame, table: str, given: float | None) -> tuple[float | None, list[str]]:
+def _scale(frame: pd.DataFrame, table: str, given: float | None, *, nuclei: bool) -> tuple[float | None, list[str]]:
     """The scale to write into every row, or None to leave the records' own; and what to say."""
     if given is not None:
         return given, [f"um_per_px {given:.4f} as given"]
@@ -262,7 +262,12 @@ def _scale(frame: pd.DataFrame, table: str, given: float | None) -> tuple[float 
         return None, [f"um_per_px from the source for {len(own)} of {len(frame)} images"]
     about: Table = load_ontology().tables[table]
     if about.um_per_px is None or about.image_px is None:
-        return None, ["um_per_px not known: it can be given, or estimated from the cells"]
+        how = (
+            "it can be given, or estimated from the cells"
+            if nuclei
+            else "it can be given; there are no cells to tell it"
+        )
+        return None, [f"um_per_px not known: {how}"]
     width, height = about.image_px
     fitting = int(((frame["width"] == width) & (frame["height"] == height)).sum())
     if 2 * fitting <= len(frame):
@@ -302,6 +307,8 @@ def _facts(manifest: Manifest) -> list[str]:
 def _empty_fix(found: Folder) -> str:
     if any(skipped.path.suffix.lower() == ".npz" for skipped in found.skipped):
         return "of BloodMNIST write the pictures out first: morphfed data unpack bloodmnist FILE.npz NEW-FOLDER"
+    if any(skipped.path.name.lower().endswith((".nii", ".nii.gz")) for skipped in found.skipped):
+        return f"of volumes write the slices out first: morphfed data unpack saml_prostate {found.path} NEW-FOLDER"
     return f"check the folder; images end in {_suffixes()}."
 
 

@@ -141,7 +141,8 @@ def _rows(table: Path) -> dict[str, _Row]:
 
 def _centre(asked: str | None, rows: Mapping[str, _Row], folder: Folder) -> str:
     names = list(CENTRES)
-    here = Counter(row.centre for image in folder.images if (row := rows.get(image.stem)))
+    stems = {image.stem for image in folder.images}
+    here = Counter(row.centre for image, row in rows.items() if image in stems)
     counted = ", ".join(f"{name} {here[name]:,}" for name in names if here[name]) or "none"
     if asked is None:
         if len(here) == 1:
