@@ -259,6 +259,21 @@ def test_patient_in_two_splits(clean: tuple[Path, list[Row]]) -> None:
     assert found.examples == ["alder-0: test, train"]
 
 
+def test_lesion_in_two_splits_and_at_two_sites(clean: tuple[Path, list[Row]]) -> None:
+    root, rows = clean
+    for r in rows:
+        r["lesion"], r["patient"] = f"{r['patient']}-lesion", None
+    assert not [f for f in checked(root, rows).findings if f.code.startswith("lesion-")]
+    next(r for r in rows if r["lesion"] == "alder-0-lesion")["split"] = "test"
+    found = only(checked(root, rows), "lesion-across-splits")
+    assert (found.count, found.level, found.site) == (1, "error", "alder")
+    assert found.examples == ["alder-0-lesion: test, train"]
+    next(r for r in rows if r["lesion"] == "dogwood-1-lesion")["lesion"] = "alder-1-lesion"
+    across = only(checked(root, rows), "lesion-across-sites")
+    assert (across.count, across.level, across.site) == (1, "warning", None)
+    assert across.examples == ["alder-1-lesion: alder, dogwood"]
+
+
 def test_looks(clean: tuple[Path, list[Row]]) -> None:
     root, rows = clean
     folder = root / "alder/lymphocyte"

@@ -179,7 +179,9 @@ def test_a_row_joins_the_official_side_of_its_patient_and_torn_ones_are_told() -
     ]
     assigned, notes = assign_splits(build(rows), SHARES, 0)
     assert assigned.frame["split"].tolist() == ["test", "test", "train", "test"]
-    assert "s: 1 patients, slides or duplicates lie on two sides in the source's own split" in notes.sentences
+    assert (
+        "s: 1 patients, lesions, slides or duplicates lie on two sides in the split that was given" in notes.sentences
+    )
     assert "s: 3 of 4 images keep the source's own split" in notes.sentences
 
 

@@ -227,6 +227,21 @@ def test_unknown_patients() -> None:
     assert "Patient ids are unknown at any site" in cautions(results)
 
 
+def test_known_lesions_are_no_patients() -> None:
+    results = study([])
+    results["data"]["sites"]["munich"]["cluster_unit"] = "lesion"
+    assert "Lesions but no patients are known at munich" in cautions(results)
+
+
+def test_a_split_that_leaks_is_said_with_its_numbers() -> None:
+    results = study([])
+    results["data"]["sites"]["kampala"]["leaks"] = [
+        {"kind": "lesion", "owners": 384, "seen": 419, "images": 598, "part": "test"},
+        {"kind": "lesion", "owners": 193, "seen": 200, "images": 298, "part": "validation"},
+    ]
+    assert "419 of 598 at kampala (384 lesions). Scores there are too high" in cautions(results)
+
+
 def test_one_seed() -> None:
     assert "trained with one seed" in cautions(study([], seeds=(0,)))
     assert "seed" not in cautions(study([], seeds=(0, 1)))

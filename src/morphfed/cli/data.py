@@ -75,23 +75,25 @@ def init(
 
 
 @app.command
-def unpack(kind: str, source: Path, out: Path, /, *, margin: float = 0.1) -> int:
-    """Write one picture a cell from a published set that has none: arrays in an archive, boxes on whole fields.
+def unpack(kind: str, source: Path, out: Path, /, *, margin: float = 0.1, all_slices: bool = False) -> int:
+    """Write one picture a cell or slice from a published set that has none: archives, boxes on fields, volumes.
 
     The folder can then be named as a site; the source of the same name reads it. The published files stay as they are.
 
     Args:
-        kind: bccd, bloodmnist or leukemiaattri.
+        kind: bccd, bloodmnist, leukemiaattri or saml_prostate.
         source: the published file or folder, such as bloodmnist_224.npz or H_100X_C1.
         out: folder to write into.
         margin: added on each side of a box, as a share of its longer side.
+        all_slices: of volumes also the slices in which nothing is marked.
     """
     from morphfed.data.unpack import unpack as run_unpack
 
-    done = run_unpack(kind, source, out, margin=margin)
+    done = run_unpack(kind, source, out, margin=margin, all_slices=all_slices)
     lines = [f"{kind}: {done.labels.total():,} pictures"]
     lines += [f"  {label}: {n:,}" for label, n in done.labels.most_common()]
     lines += [f"  skipped {n:,}: {reason}" for reason, n in done.skipped.most_common()]
+    lines += [f"  note: {text}" for text in done.remarks]
     sys.stdout.write("\n".join(lines) + f"\nwrote {done.table}\nnext: morphfed data init {out} --source {kind}\n")
     return 0
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from morphfed.core.errors import ConfigError, DataError, did_you_mean
 from morphfed.core.progress import Event, Reporter, silent, tracked
 from morphfed.data.leaving_out import as_text, without_labels, without_sizes
-from morphfed.data.manifest import COLUMNS, SITE_NAME, Manifest
+from morphfed.data.manifest import COLUMNS, MASK, SITE_NAME, Manifest
 from morphfed.data.ontology import COMMON, Table, load_ontology
 from morphfed.data.sources import SOURCES, Folder, Record, Skipped, Source
 from morphfed.data.sources._finding import SURE, find_sites, rank_sources, site_name
@@ -61,6 +61,7 @@ def draft(
     um_per_px: float | None = None,
     report: Reporter = silent,
     options: Mapping[str, str] | None = None,
+    masks: bool = False,
 ) -> Draft:
     """Draft the manifest of one site.
 
@@ -72,6 +73,7 @@ def draft(
         source: adapter to use; the most confident one if not given.
         um_per_px: physical size of a pixel, where known; wins over what the source says.
         options: the adapter's own options, see ``Source.options`` and ``COMMON_OPTIONS``.
+        masks: also say which file is each image's mask, in a column ``mask``.
 
     Raises:
         DataError: no image, no adapter that recognises the folder, or several that do; names the site.
@@ -98,12 +100,12 @@ def draft(
     table = _table(adapter, records, given)
     if "leave_out_labels" in given:
         records = without_labels(records, given["leave_out_labels"], table, site, skipped, notes)
-    frame = _frame(records, found.path, site, adapter.name, table, report)
+    frame = _frame(records, found.path, site, adapter.name, table, report, masks=masks)
     if "leave_out_px" in given:
         frame = without_sizes(frame, found.path, given["leave_out_px"], skipped, notes)
     if frame.empty:
         raise DataError(f"Site '{site}': every image is left out as asked for.", fix="leave out less.")
-    scale, said = _scale(frame, table, um_per_px)
+    scale, said = _scale(frame, table, um_per_px, nuclei=adapter.nuclei)
     manifest = Manifest(frame if scale is None else frame.assign(um_per_px=scale), found.path)
     labels = Counter(frame["source_label"][frame["label"].isna()])
     guesses = [
@@ -205,7 +207,9 @@ def _table_note(adapter: Source, table: str, given: Mapping[str, str]) -> list[s
     return [f"labels read as those of {table} ({load_ontology().tables[table].title}), {why}"]
 
 
-def _frame(records: Sequence[Record], root: Path, site: str, source: str, table: str, report: Reporter) -> pd.DataFrame:
+def _frame(
+    records: Sequence[Record], root: Path, site: str, source: str, table: str, report: Reporter, *, masks: bool
+) -> pd.DataFrame:
     import pandas as pd
 
     ontology = load_ontology()
@@ -215,16 +219,22 @@ def _frame(records: Sequence[Record], root: Path, site: str, source: str, table:
         measured = list(tracked(facts, report, f"draft/{site}", f"reading {site}", total=len(records)))
     rows = [
         (
-            *(
-                r.path.relative_to(root).as_posix() if r.path.is_relative_to(root) else r.path.as_posix(),
-                site,
-            ),
+            *(_below(r.path, root), site),
             *(r.patient, r.slide, r.source_label, nodes[r.source_label], r.split, r.um_per_px),
             *(width, height, digest, source),
         )
         for r, (width, height, digest) in zip(records, measured, strict=True)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("path", ignore_index=True).astype({"label": object})
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    if any(r.lesion is not None for r in records):
+        frame["lesion"] = pd.Series([r.lesion for r in records], dtype=object)
+    if masks:
+        frame[MASK] = pd.Series([r.mask and _below(r.mask, root) for r in records], dtype=object)
+    return frame.sort_values("path", ignore_index=True).astype({"label": object})
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _file_facts(path: Path) -> tuple[int | None, int | None, str | None]:
@@ -243,7 +253,7 @@ def _file_facts(path: Path) -> tuple[int | None, int | None, str | None]:
     return facts.width, facts.height, digest
 
 
-def _scale(frame: pd.DataFrame, table: str, given: float | None) -> tuple[float | None, list[str]]:
+def _scale(frame: pd.DataFrame, table: str, given: float | None, *, nuclei: bool) -> tuple[float | None, list[str]]:
     """The scale to write into every row, or None to leave the records' own; and what to say."""
     if given is not None:
         return given, [f"um_per_px {given:.4f} as given"]
@@ -252,7 +262,12 @@ def _scale(frame: pd.DataFrame, table: str, given: float | None) -> tuple[float 
         return None, [f"um_per_px from the source for {len(own)} of {len(frame)} images"]
     about: Table = load_ontology().tables[table]
     if about.um_per_px is None or about.image_px is None:
-        return None, ["um_per_px not known: it can be given, or estimated from the cells"]
+        how = (
+            "it can be given, or estimated from the cells"
+            if nuclei
+            else "it can be given; there are no cells to tell it"
+        )
+        return None, [f"um_per_px not known: {how}"]
     width, height = about.image_px
     fitting = int(((frame["width"] == width) & (frame["height"] == height)).sum())
     if 2 * fitting <= len(frame):
@@ -269,12 +284,16 @@ def _facts(manifest: Manifest) -> list[str]:
     frame = manifest.frame
     n, patients, slides = len(frame), frame["patient"].dropna(), frame["slide"].dropna()
     said = []
-    if patients.empty:
-        by = "slide or field" if len(slides) else "image"
-        said.append(f"no patient ids: splits will be by {by}")
-    else:
+    lesions = frame["lesion"].dropna() if "lesion" in frame.columns else frame["patient"].iloc[:0]
+    if len(patients):
         rest = f"; the other {n - len(patients)} are split by image" if len(patients) < n else ""
         said.append(f"patient ids for {len(patients)} of {n} images ({patients.nunique()} patients){rest}")
+    elif len(lesions):
+        rest = f"; the other {n - len(lesions)} are split by image" if len(lesions) < n else ""
+        said.append(f"no patient ids, lesion ids for {len(lesions)} of {n} images ({lesions.nunique()} lesions){rest}")
+    else:
+        by = "slide or field" if len(slides) else "image"
+        said.append(f"no patient ids: splits will be by {by}")
     official = Counter(frame["split"].dropna())
     if official:
         counts = ", ".join(f"{name} {official[name]}" for name in ("train", "validation", "test") if official[name])
@@ -288,6 +307,8 @@ def _facts(manifest: Manifest) -> list[str]:
 def _empty_fix(found: Folder) -> str:
     if any(skipped.path.suffix.lower() == ".npz" for skipped in found.skipped):
         return "of BloodMNIST write the pictures out first: morphfed data unpack bloodmnist FILE.npz NEW-FOLDER"
+    if any(skipped.path.name.lower().endswith((".nii", ".nii.gz")) for skipped in found.skipped):
+        return f"of volumes write the slices out first: morphfed data unpack saml_prostate {found.path} NEW-FOLDER"
     return f"check the folder; images end in {_suffixes()}."
 
 

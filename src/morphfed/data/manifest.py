@@ -30,6 +30,10 @@ COLUMNS = (
     "sha256",
     "source",
 )
+MASK = "mask"
+"""Column of the files that say which structure each pixel shows; only in manifests of segmentation."""
+OPTIONAL = ("lesion", MASK)
+"""Columns of text that only some manifests have; ``lesion`` is the id of what several pictures show."""
 SPLITS = ("train", "validation", "test")
 SITE_NAME = r"[a-z0-9_-]+"
 
@@ -41,9 +45,10 @@ _FIX = "correct the rows named above, or draft the manifest again with: morphfed
 class Manifest:
     """Rows of images and the folder that their paths are relative to.
 
-    The columns, in this order, are those of ``COLUMNS`` (docs/explanation/architecture.md); others that a
-    user added are kept behind them. Text columns hold ``str`` or ``None``, ``um_per_px`` float64 with NaN,
-    ``width`` and ``height`` nullable ``Int64``: the same under pandas 2 and 3. The index is 0 … n-1.
+    The columns, in this order, are those of ``COLUMNS`` (docs/explanation/architecture.md), then those of ``OPTIONAL``
+    that are there; others that a user added are kept behind them. ``mask`` is a path as ``path`` is. Text columns hold
+    ``str`` or ``None``, ``um_per_px`` float64 with NaN, ``width`` and ``height`` nullable ``Int64``: the same under
+    pandas 2 and 3. The index is 0 … n-1.
 
     Args:
         frame: the rows; columns are put in order and cast to the types above.
@@ -82,7 +87,7 @@ class Manifest:
     def write(self, path: Path) -> Manifest:
         """Write a valid manifest atomically and return it as it will be read back.
 
-        ``path`` values become relative to the new file's folder where they lie inside it, else absolute.
+        ``path`` and ``mask`` values become relative to the new file's folder where they lie inside it, else absolute.
 
         Raises:
             DataError: a row is not valid, or the suffix is neither ``.parquet`` nor ``.csv``.
@@ -104,6 +109,8 @@ class Manifest:
         old, new = _absolute(self.root), _absolute(root)
         frame = self.frame.copy()
         frame["path"] = _text([_relative(old / row_path, new) for row_path in frame["path"]])
+        if MASK in frame:
+            frame[MASK] = _text([None if path is None else _relative(old / path, new) for path in frame[MASK]])
         return Manifest(frame, Path(root))
 
     def file(self, row_path: str) -> Path:
@@ -198,9 +205,10 @@ def _typed(frame: pd.DataFrame, *, where: str) -> pd.DataFrame:
         spare = [str(c) for c in frame.columns if c not in COLUMNS]
         named = " ".join(f"Column '{name}' is missing.{did_you_mean(name, spare)}" for name in missing)
         raise DataError(f"{where}: {named}", fix=f"a manifest has the columns {', '.join(COLUMNS)}.")
-    extra = [c for c in frame.columns if c not in COLUMNS]
-    result = frame[[*COLUMNS, *extra]].reset_index(drop=True)
-    for name in TEXT:
+    optional = [name for name in OPTIONAL if name in frame.columns]
+    extra = [c for c in frame.columns if c not in (*COLUMNS, *OPTIONAL)]
+    result = frame[[*COLUMNS, *optional, *extra]].reset_index(drop=True)
+    for name in (*TEXT, *optional):
         result[name] = _text(result[name])
     result["um_per_px"] = _numbers(result["um_per_px"], "float64")
     for name in INTEGERS:
@@ -263,6 +271,7 @@ def _schema() -> Any:
     filled = each(lambda v: isinstance(v, str) and bool(v.strip()), "a text that is not empty")
     size = each(lambda v: _is_number(v) and v >= 1 and float(v).is_integer(), "a whole number of pixels, at least 1")
     columns = {name: pa.Column(None, [filled], nullable=True) for name in TEXT}
+    columns |= {name: pa.Column(None, [filled], nullable=True, required=False) for name in OPTIONAL}
     columns["path"] = pa.Column(None, [filled], unique=True)
     columns["site"] = pa.Column(None, [_matches(SITE_NAME, f"a lower-case name of the form {SITE_NAME}")])
     columns["source_label"] = pa.Column(None, [filled])

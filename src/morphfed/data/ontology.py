@@ -1,4 +1,4 @@
-"""The tree of cell types and what each source calls them: ``ontology.toml``, one versioned file."""
+"""The tree of types of cells and lesions, and what each source calls them: ``ontology.toml``, one versioned file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TELLING = 6  # fewer labels than this (the five everyday cells) are no fingerpr
 
 
 class Node(Config):
-    """A cell type: its name in running text, and the coarser type that includes it."""
+    """A type of cell or lesion: its name in running text, and the coarser type that includes it."""
 
     title: str
     parent: str | None = None
@@ -204,7 +204,7 @@ class Ontology:
     def _unknown(self, name: str) -> str:
         meant = self.map(name, COMMON)
         hint = f" Did you mean '{meant}'?" if meant else did_you_mean(name, self.nodes)
-        return f"'{name}' is not a cell type of the ontology (version {self.version}).{hint}"
+        return f"'{name}' is no type of cell or lesion of the ontology (version {self.version}).{hint}"
 
 
 def fold(label: str) -> str:

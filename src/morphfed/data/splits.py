@@ -1,10 +1,10 @@
 """Train, validation and test: a patient on one side only, classes stratified, the same for the same seed.
 
 Every site is split by itself, from a random stream of its own, so another site's images change nothing. Rows
-that belong together form a unit: those of one patient; without a patient those of one slide; copies of a picture,
-exact or nearly so, in any case. Units of one image are dealt out class by class, exactly. Larger units are placed
-greedily, largest first, where they bring the class counts nearest to the fractions, and then moved while that
-helps; scikit-learn's StratifiedGroupKFold makes folds of equal size only, which 0.70/0.10/0.20 is not.
+that belong together form a unit: those of one patient; without a patient those of one lesion, else of one slide;
+copies of a picture, exact or nearly so, in any case. Units of one image are dealt out class by class, exactly. Larger
+units are placed greedily, largest first, where they bring the class counts nearest to the fractions, and then moved
+while that helps; scikit-learn's StratifiedGroupKFold makes folds of equal size only, which 0.70/0.10/0.20 is not.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _TRAIN, _TEST = SPLITS.index("train"), SPLITS.index("test")
 _MISSING = 0.1  # what a class absent from train or test costs, or an empty split, in squared fractions
 _PASSES = 20  # rounds of moving single units; a handful suffices in practice
+_OWNERS = ("patient", "lesion", "slide")  # what rows belong to; the first that is known counts
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class _Site:
     rows: list[int]
     classes: list[str | None]
     given: list[str | None]
+    owners: list[tuple[str, str] | None]  # kind and id of what the row belongs to
     units: list[list[int]]  # positions in `rows`
     by: str
     notes: list[str]
@@ -115,6 +117,46 @@ def may_train(manifest: Manifest, extra: Sequence[bool], twins: Sequence[str | N
     return found
 
 
+@dataclass(frozen=True)
+class Leak:
+    """What a split has on both sides.
+
+    Attributes:
+        kind: ``patient``, ``lesion`` or ``slide``.
+        owners: how many of them have images in train and in the part.
+        seen: images of the part that show one of these.
+        images: images of the part.
+    """
+
+    kind: str
+    owners: int
+    seen: int
+    images: int
+
+
+def leaks(owners: Sequence[tuple[str, str] | None], splits: Sequence[str | None], part: str = "test") -> list[Leak]:
+    """Patients, lesions and slides of one site that lie both in train and in ``part``; none where there is none.
+
+    Args:
+        owners: kind and id of what each row belongs to, None where that is not known.
+        splits: each row's split.
+    """
+    trained = {owner for owner, split in zip(owners, splits, strict=True) if owner and split == "train"}
+    inside = [owner for owner, split in zip(owners, splits, strict=True) if split == part]
+    both = Counter(owner for owner in inside if owner in trained)
+    return [
+        Leak(kind, len(found), sum(both[owner] for owner in found), len(inside))
+        for kind in _OWNERS
+        if (found := [owner for owner in both if owner and owner[0] == kind])
+    ]
+
+
+def owners_of(frame: pd.DataFrame) -> list[tuple[str, str] | None]:
+    """What each row belongs to: its patient, else its lesion, else its slide; None where none is known."""
+    known = {kind: list(frame[kind]) for kind in _OWNERS if kind in frame.columns}
+    return [next(((kind, str(ids[i])) for kind, ids in known.items() if ids[i]), None) for i in range(len(frame))]
+
+
 def _shares(fractions: Mapping[str, float]) -> NDArray[np.float64]:
     for name, share in fractions.items():
         if name not in SPLITS:
@@ -134,8 +176,8 @@ def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any], twins: Sequenc
     here = [i for i, site in enumerate(frame["site"]) if site == name]
     hashes, paths = list(frame["sha256"]), list(frame["path"])
     here.sort(key=lambda i: (hashes[i] or "", paths[i]))
-    patients, slides = list(frame["patient"]), list(frame["slide"])
-    kinds = Counter("patient" if patients[i] else "slide" if slides[i] else "image" for i in here)
+    owners = owners_of(frame)
+    kinds = Counter(owner[0] if (owner := owners[i]) else "image" for i in here)
     splits = list(frame["split"])
     repeated = sum(n - 1 for n in Counter(hashes[i] for i in here if hashes[i]).values())
     notes = [f"{repeated} exact duplicates stay on the side of their original"] if repeated else []
@@ -143,15 +185,15 @@ def _site(name: str, frame: pd.DataFrame, classes: Sequence[Any], twins: Sequenc
     if near := sum(n - 1 for n in alike.values()):
         notes.append(f"{near} pictures that nearly repeat another stay on its side")
     own = [None if classes[i] is None or classes[i] != classes[i] else str(classes[i]) for i in here]
-    by = " and ".join(k for k in ("patient", "slide", "image") if kinds[k])
+    by = " and ".join(k for k in (*_OWNERS, "image") if kinds[k])
     units = united(_keys(frame, here, twins))
-    return _Site(name, here, own, [splits[i] for i in here], units, by, notes)
+    return _Site(name, here, own, [splits[i] for i in here], [owners[i] for i in here], units, by, notes)
 
 
 def _keys(frame: pd.DataFrame, here: Sequence[int], twins: Sequence[str | None]) -> list[list[tuple[str, str]]]:
-    """What each of the rows ``here`` shares with the other rows of its unit: patient or slide, bytes, looks."""
-    patients, slides, hashes = list(frame["patient"]), list(frame["slide"]), list(frame["sha256"])
-    keys = [[("patient", patients[i])] if patients[i] else [("slide", slides[i])] if slides[i] else [] for i in here]
+    """What each of the rows ``here`` shares with the other rows of its unit: its owner, bytes, looks."""
+    owners, hashes = owners_of(frame), list(frame["sha256"])
+    keys = [[owner] if (owner := owners[i]) else [] for i in here]
     for key, i in zip(keys, here, strict=True):
         if hashes[i]:
             key.append(("sha256", hashes[i]))
@@ -304,7 +346,15 @@ def _describe(site: _Site, splits: Sequence[str], torn: int, shares: NDArray[np.
     if 0 < kept < len(splits):
         site.notes.append(f"{kept} of {len(splits)} images keep the source's own split")
     if torn:
-        site.notes.append(f"{torn} patients, slides or duplicates lie on two sides in the source's own split")
+        site.notes.append(
+            f"{torn} patients, lesions, slides or duplicates lie on two sides in the split that was given"
+        )
+        site.notes += [
+            f"the split leaks: {leak.owners} {leak.kind}s lie in both train and {part}, so {leak.seen} of "
+            f"{leak.images} {part} images show one that was trained on, and scores there are too high"
+            for part in ("test", "validation")
+            for leak in leaks(site.owners, splits, part)
+        ]
     for name in SPLITS:
         if sizes[name] == 0 and shares[SPLITS.index(name)] > 0:
             site.notes.append(f"{name} is empty")

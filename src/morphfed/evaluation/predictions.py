@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,7 @@ from morphfed.core.errors import DataError, StorageError
 from morphfed.core.files import writing
 from morphfed.tasks.temperature import tempered
 
-ClusterUnit = Literal["patient", "image"]
+ClusterUnit = Literal["patient", "lesion", "image"]
 
 _SUM_TOLERANCE = 1e-3
 _METADATA = b"morphfed.predictions"
@@ -31,8 +31,9 @@ class Predictions:
         ids: str (N,), the images' paths; no two alike.
         labels: int64 (N,), the truth as an index into ``classes``.
         probabilities: float32 (N, C); each row sums to 1.
-        clusters: str (N,), what the bootstrap resamples: the patient's id, else the image's.
-        cluster_unit: ``"patient"`` where clusters are patients, ``"image"`` where no patient is known.
+        clusters: str (N,), what the bootstrap resamples: the patient's id, else the lesion's, else the image's.
+        cluster_unit: ``"patient"`` where clusters are patients, ``"lesion"`` where only lesions are known, else
+            ``"image"``.
 
     Raises:
         DataError: the parts disagree in length, a label is out of range, or a row is no distribution.
@@ -162,8 +163,8 @@ def _check(p: Predictions) -> None:
     fix = "this comes from the code that made the predictions; give one value an image."
     if c == 0 or len(set(p.classes)) != c:
         raise DataError(f"Predictions need distinct class names, got {list(p.classes)}.", fix="name each class once.")
-    if p.cluster_unit not in ("patient", "image"):
-        raise DataError(f"cluster_unit is {p.cluster_unit!r}.", fix="use 'patient' or 'image'.")
+    if p.cluster_unit not in get_args(ClusterUnit):
+        raise DataError(f"cluster_unit is {p.cluster_unit!r}.", fix="use 'patient', 'lesion' or 'image'.")
     shapes = {"ids": p.ids.shape, "labels": p.labels.shape, "clusters": p.clusters.shape}
     for name, shape in shapes.items():
         if shape != (n,):

@@ -12,9 +12,11 @@ from morphfed.core.progress import Event, Reporter, silent
 from morphfed.data.decode import decode
 from morphfed.data.manifest import Manifest
 from morphfed.data.ontology import load_ontology
+from morphfed.data.published import take_published
 from morphfed.data.quality.duplicates import twins
 from morphfed.data.quality.measure import hash_all
 from morphfed.data.scale import SiteScale, estimate_scale
+from morphfed.data.sources import SOURCES
 from morphfed.data.splits import assign_splits, may_train
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 LeftOut = dict[str, Counter[tuple[str, str]]]
 """Site → (source label, reason) → images."""
+
+
+_FIELD_PX = 8
 
 
 def data_root(study: Study, study_folder: Path) -> Path:
@@ -50,7 +55,11 @@ def draft_sites(study: Study, study_folder: Path, *, report: Reporter = silent) 
         manifest, said = _draft_site(name, site, root, report)
         manifests.append(manifest)
         notes += [f"{name}: {sentence}" for sentence in said]
-    return Manifest.concat(manifests), notes
+    manifest = Manifest.concat(manifests)
+    if study.data.split.leaky_published is not None:
+        manifest, said = take_published(manifest, root / Path(study.data.split.leaky_published).expanduser())
+        notes += said
+    return manifest, notes
 
 
 def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tuple[Manifest, list[str]]:
@@ -224,13 +233,30 @@ def site_scales(manifest: Manifest, study: Study, *, report: Reporter = silent) 
         given = rows.frame["um_per_px"].dropna()
         if len(given):
             scales[site] = SiteScale(float(given.median()), "given")
-        elif not study.data.field_um or not study.data.estimate_scale:
+            _refuse_tiny_field(site, study.data.field_um, float(given.median()))
+        elif not study.data.field_um or not study.data.estimate_scale or not _shows_nuclei(rows):
             scales[site] = SiteScale(None, "none")
         else:
             usable = rows.where(rows.frame["class"].notna() & rows.frame["sha256"].notna())
             scales[site] = estimate_scale(usable.files(), decode=decode, seed=study.data.split.seed)
     report(Event("scale", len(study.sites), len(study.sites), "scale of the sites"))
     return scales
+
+
+def _refuse_tiny_field(site: str, field_um: float, um_per_px: float) -> None:
+    """A field of a few pixels is a slip: 25 µm, meant for a cell, cut from an MRI slice."""
+    if field_um and field_um / um_per_px < _FIELD_PX:
+        raise DataError(
+            f"Site '{site}': data.field_um = {field_um:g} µm is {field_um / um_per_px:.2g} pixels there "
+            f"({um_per_px:g} µm a pixel).",
+            fix="set data.field_um = 0 to keep the whole picture, or give a field that holds what is to be seen.",
+        )
+
+
+def _shows_nuclei(rows: Manifest) -> bool:
+    """Whether the site's pictures are of cells, as far as their sources say: a scale can only be estimated there."""
+    known = set(SOURCES.names())
+    return all(SOURCES[name].nuclei for name in set(rows.frame["source"]) if name in known)
 
 
 def column(frame: pd.DataFrame, name: str) -> Sequence[str | None]:

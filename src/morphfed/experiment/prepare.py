@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from os.path import commonpath, relpath
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from morphfed.data.cache import ImageStore, Picture
 from morphfed.data.manifest import Manifest
 from morphfed.data.ontology import load_ontology
 from morphfed.data.scale import SiteScale, crop_side
+from morphfed.data.splits import Leak, leaks, owners_of
+from morphfed.evaluation.predictions import ClusterUnit
 from morphfed.experiment.assemble import LeftOut, column, draft_sites, label_and_split, site_scales
 from morphfed.training.dataset import ImageSet
 
@@ -34,6 +36,7 @@ MANIFEST = "manifest.parquet"
 UNKNOWN = "unknown"
 """Part of a site's images that show none of the study's classes; only with ``evaluation.unknown``."""
 NO_CLASS = -1
+_JUDGED = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Prepared:
 
     Attributes:
         sets: site → split → images; a held-out site has ``test`` only.
-        cluster_units: site → ``patient`` or ``image``.
+        cluster_units: site → ``patient``, ``lesion`` or ``image``.
         info: site → the ``data.sites`` block of results.json.
         notes: sentences that a user should see.
         split_notes: those of them that are about a site's training part; each starts with its site's name.
@@ -51,7 +54,7 @@ class Prepared:
     """
 
     sets: dict[str, dict[str, ImageSet]]
-    cluster_units: dict[str, str]
+    cluster_units: dict[str, ClusterUnit]
     info: dict[str, dict[str, Any]]
     notes: list[str]
     split_notes: list[str] = field(default_factory=list)
@@ -109,7 +112,7 @@ def _write_prepared(
     files = [manifest.file(p) for p in frame["path"]]
     keys = [None if h is None else store.key(Picture(f, h, c)) for f, h, c in zip(files, hashes, crops, strict=True)]
     ids = _image_ids(frame)
-    clusters = [p if p is not None else i for p, i in zip(column(frame, "patient"), ids, strict=True)]
+    clusters = [_cluster(*known) for known in zip(column(frame, "patient"), _lesions(frame), ids, strict=True)]
     prepared = frame[["path", "site", "split", "sha256", "source_label"]].copy()
     prepared["id"], prepared["cluster"] = ids, clusters
     targets = [name or parent for name, parent in zip(column(frame, "class"), column(frame, "parent"), strict=True)]
@@ -180,6 +183,20 @@ def _strange(frame: pd.DataFrame, study: Study) -> pd.Series[bool]:
     return frame["class"].isna() & np.array(found, dtype=bool)
 
 
+def _lesions(frame: pd.DataFrame) -> Sequence[str | None]:
+    return column(frame, "lesion") if "lesion" in frame.columns else [None] * len(frame)
+
+
+def _cluster(patient: str | None, lesion: str | None, image: str) -> str:
+    """What the bootstrap draws an image with."""
+    return patient or lesion or image
+
+
+def _leaks(rows: pd.DataFrame, part: str) -> list[Leak]:
+    """What one site's split has both in train and in ``part``; only a split that was given from outside has any."""
+    return leaks(owners_of(rows), column(rows, "split"), part)
+
+
 def _image_ids(frame: pd.DataFrame) -> list[str]:
     """``site/path below the site's folder``: what results name an image by, free of the machine's own paths.
 
@@ -212,8 +229,11 @@ def _site_info(
         }
         for i, name in enumerate(study.classes)
     }
-    patients = rows.frame.loc[rows.frame["class"].notna(), "patient"]
+    usable = rows.frame[rows.frame["class"].notna()]
+    patients, lesions = usable["patient"], [lesion for lesion in _lesions(usable) if lesion is not None]
     known = bool(patients.notna().all()) and len(patients) > 0
+    by_lesion = not known and len(usable) > 0 and len(lesions) == len(usable)
+    leaking = [asdict(leak) | {"part": part} for part in _JUDGED for leak in _leaks(usable, part)]
     sizes = rows.frame[["width", "height"]].dropna()
     crops = here["crop_px"].dropna()
     return {
@@ -221,8 +241,10 @@ def _site_info(
         "source": "+".join(sorted(set(rows.frame["source"]))),
         "n": len(here),
         "patients": int(patients.nunique()) if known else None,
-        "cluster_unit": "patient" if known else "image",
+        **({"lesions": len(set(lesions))} if by_lesion else {}),
+        "cluster_unit": "patient" if known else "lesion" if by_lesion else "image",
         "classes": counts,
+        **({"leaks": leaking} if leaking else {}),
         "left_out": [
             {"source_label": own, "n": n, "why": why} for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
         ],
@@ -285,7 +307,7 @@ def load_prepared(
     parents = tuple(tuple(index[name] for name in below) for below in saved.get("parents", {}).values())
     sets = {site: _parts(frame, rows, store, site, len(index), parents) for site in study.sites}
     refuse_untrainable(sets, study)
-    units = {site: str(block["cluster_unit"]) for site, block in info.items()}
+    units: dict[str, ClusterUnit] = {site: block["cluster_unit"] for site, block in info.items()}
     split_notes = list(saved.get("split_notes", ()))
     return Prepared(sets, units, info, notes, split_notes, _unknown(frame, rows, store, study))
 

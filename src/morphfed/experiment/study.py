@@ -40,6 +40,12 @@ class SplitConfig(Config):
     test: float = Field(0.3, gt=0, lt=1, description="share for the report")
     seed: int = Field(0, ge=0, description="of the split; the same for every training seed")
     copies_together: bool = Field(True, description="pictures that nearly repeat another stay on its side")
+    leaky_published: str | None = Field(
+        None,
+        description="table of a published split, with the columns image and part (and site); relative to data.root. "
+        "It is taken as it is; what lies on both sides is counted and said in the report, and images that it does not "
+        "list are left out",
+    )
 
 
 class DataConfig(Config):

@@ -299,7 +299,7 @@ def _predict(
             labels=data.labels,
             probabilities=trainer.predict(workspace.model, data, views=views),
             clusters=data.clusters.astype(str),
-            cluster_unit="patient" if prepared.cluster_units[name] == "patient" else "image",
+            cluster_unit=prepared.cluster_units[name],
         )
         if views != 1:
             said.one_view[name] = replace(plain, probabilities=trainer.predict(workspace.model, data))

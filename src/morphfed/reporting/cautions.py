@@ -18,7 +18,9 @@ def cautions(r: Results) -> list[str]:
         _missing,
         _chance,
         _single_seed,
+        _leaky,
         _by_image,
+        _by_lesion,
         _no_interval,
         _small,
         _median,
@@ -79,6 +81,32 @@ def _by_image(r: Results) -> str:
     return (
         f"Patient ids are unknown at {every}: intervals there resample images. Images of one patient resemble each "
         "other, so these intervals may be too narrow."
+    )
+
+
+def _by_lesion(r: Results) -> str:
+    sites = [s for s in r.all_sites if r.patient_unit(s) == "lesion"]
+    if not sites:
+        return ""
+    return (
+        f"Lesions but no patients are known at {shortened(sites, 6)}: parts and intervals there keep the images of a "
+        "lesion together, but not the lesions of a patient."
+    )
+
+
+def _leaky(r: Results) -> str:
+    """Splits that were given from outside and have the same patients or lesions on both sides."""
+    found = []
+    for site in r.training:
+        for leak in r.sites.get(site, {}).get("leaks") or ():
+            if leak.get("part") == "test":
+                what = counted(int(leak["owners"]), str(leak["kind"]))
+                found.append(f"{int(leak['seen']):,} of {int(leak['images']):,} at {site} ({what})")
+    if not found:
+        return ""
+    return (
+        "The split was given and leaks: test images that show a patient, lesion or slide which is also among the "
+        f"training images: {listed(found)}. Scores there are too high; let the data be split again to see by how much."
     )
 
 
@@ -231,6 +259,7 @@ _OF_FOLDS = (
     _alone,
     _single_seed,
     _by_image,
+    _by_lesion,
     _small,
     _absent_classes,
     _median,

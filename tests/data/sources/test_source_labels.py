@@ -22,8 +22,11 @@ chula: SNE|SNE\t|BNE|Lymphocyte|Monocyte|Monocyte |Eosinophil|Eosinophill|Myelob
 chula: Myelocyte|Promyelocyte|Atypical lymphocyte|Atypical lymphocyte/Lymphocyte|LQI|Atypical
 cnmc: all|hem
 hehr: control|CBFB_MYH11|NPM1|PML_RARA|RUNX1_RUNX1T1
+fed_isic2019: MEL|NV|BCC|AK|BKL|DF|VASC|SCC|UNK
+ham10000: akiec|bcc|bkl|df|mel|nv|vasc
 int20: 01-NORMO|04-LGL|05-MONO|08-LYMPH-neo|09-BASO|10-EOS|11-STAB|12-LYMPH-reaktiv|13-MYBL|14-LYMPH-typ|15-SEG|16-PLZ
 int20: 17-Kernschatten|18-PMYEL|19-MYEL|20-Meta|21-Haarzelle|22-Atyp-PMYEL
+isic2017: melanoma|seborrheic_keratosis|nevus
 jhu: Lymphocyte|Blast, no lineage spec|Smudge cells|Segmented neutrophils|Monocyte|Promyelocyte|Erythroblast
 jhu: Lymphocyte, variant|Myelocyte|Band neutrophils|Eosinophils|Metamyelocyte|Promonocyte|Giant thrombocyte|Plasma cells
 jhu: Basophil|Arifact|Unidentified|Thrombocyte aggregation|Young Unidentified|Prolymphocyte|BL|LY|MO|SMU|SNE|VLY|GT
@@ -38,6 +41,7 @@ mll23: lymphocyte_large_granular|plasma_cell|smudge_cell|myelocyte|promyelocyte|
 mll23: lymphocyte_neoplastic|lymphocyte_reactive
 pbc: BA|EO|ERB|LY|MO|PLATELET|IG|MMY|MY|PMY|BNE|SNE|NEUTROPHIL
 raabin: Basophil|Eosinophil|Lymphocyte|Monocyte|Neutrophil|1|2|3|4|5
+saml_prostate: prostate|no_prostate
 segmentation_wbc: 1|2|3|4|5
 wbcatt: BA|EO|LY|MO|BNE|SNE|NEUTROPHIL
 wbcbench: BA|BL|BNE|EO|LY|MMY|MO|MY|PC|PLY|PMY|SNE|VLY
@@ -49,7 +53,10 @@ for _line in _WRITTEN.strip().splitlines():
 
 UNMAPPED = {
     **{("hehr", label): "" for label in PUBLISHED["hehr"]},
+    ("fed_isic2019", "UNK"): "",
     ("leukemiaattri", "None"): "",
+    ("saml_prostate", "no_prostate"): "",
+    ("saml_prostate", "prostate"): "",
 }
 
 # The verified table of the harmonised ontology: node → the label of each set, where it has one.

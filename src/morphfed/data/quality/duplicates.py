@@ -144,6 +144,39 @@ def patients_in_two_splits(context: Context) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def lesions_in_two_splits(context: Context) -> Iterator[Finding]:
+    """Lesions whose images lie in more than one split of a site, where no patient is known."""
+    for site, rows in context.by_site() if "lesion" in context.frame.columns else ():
+        known = rows[rows["lesion"].notna() & rows["patient"].isna() & rows["split"].notna()]
+        splits = known.groupby("lesion")["split"].unique()
+        torn = splits[splits.map(len) > 1]
+        if len(torn):
+            yield Finding(
+                "lesion-across-splits", "error", site, len(torn),
+                f"{len(torn)} of {len(splits)} lesions have images in more than one split: the test is not "
+                "of unseen lesions",
+                examples([f"{lesion}: {', '.join(sorted(found))}" for lesion, found in torn.items()]),
+                "clear the column 'split' and let morphfed split by lesion.",
+            )  # fmt: skip
+
+
+def lesions_at_two_sites(context: Context) -> Iterator[Finding]:
+    """Lesions with images at more than one site, as where one clinic's device was replaced by another."""
+    if "lesion" not in context.frame.columns:
+        return
+    known = context.frame[context.frame["lesion"].notna()]
+    sites = known.groupby("lesion")["site"].unique()
+    torn = sites[sites.map(len) > 1]
+    if len(torn):
+        yield Finding(
+            "lesion-across-sites", "warning", None, len(torn),
+            f"{plural(len(torn), 'lesion')} with images at two sites: neither is a test of unseen lesions for a model "
+            "that trained at the other",
+            examples([f"{lesion}: {', '.join(sorted(found))}" for lesion, found in torn.items()]),
+            "leave these lesions out of one of the sites where one is held out.",
+        )  # fmt: skip
+
+
 def _findings(context: Context, code: str, what: str, groups: list[list[int]]) -> Iterator[Finding]:
     """One finding a way and site; a group is counted once, under the gravest way that applies."""
     sorted_out: dict[tuple[int, str | None], list[list[int]]] = {}
@@ -180,4 +213,4 @@ def _fix(ending: str) -> str:
     return "keep one row of each group, or give the group one patient id so that a split keeps it together."
 
 
-CHECKS = (exact_duplicates, near_duplicates, patients_in_two_splits)
+CHECKS = (exact_duplicates, near_duplicates, patients_in_two_splits, lesions_in_two_splits, lesions_at_two_sites)

@@ -11,12 +11,16 @@ from morphfed.core.errors import DataError, did_you_mean
 
 
 def read_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Rows of a comma-separated table with the number that a spreadsheet shows; cells and headers are stripped.
+    """Rows of a table with the number that a spreadsheet shows; cells and headers are stripped.
+
+    Cells are separated by commas, or by tabs where the header has one.
 
     Raises:
         DataError: a needed column is missing; names it and those that are there.
     """
-    reader = csv.DictReader(io.StringIO(decoded(path), newline=""), restval="")
+    text = decoded(path)
+    delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
+    reader = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=delimiter)
     columns = [name.strip() for name in reader.fieldnames or ()]
     for name in needed:
         if name not in columns:

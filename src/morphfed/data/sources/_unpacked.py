@@ -10,7 +10,7 @@ from morphfed.data.sources.table import Table
 
 
 class UnpackedSet(Source):
-    """Reads ``NAME.csv`` as the source ``table`` does."""
+    """Reads ``NAME.csv`` as the source ``table`` does, and says what was noted when it was written."""
 
     def detect(self, folder: Folder) -> float:
         """0.95 where the table is there; 0.9, to be refused with what to do, where the published files are."""
@@ -33,4 +33,7 @@ class UnpackedSet(Source):
                 f"{folder.path} does not hold one picture a cell.",
                 fix=f"write the cells out first: morphfed data unpack {self.name} {folder.path} NEW-FOLDER",
             )
+        notes = folder.path / f"{self.name}.notes.txt"
+        if notes.is_file():
+            yield from (Note(text) for text in notes.read_text(encoding="utf-8").splitlines() if text)
         yield from Table().records(folder, {"table": f"{self.name}.csv"})

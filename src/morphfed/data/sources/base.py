@@ -49,6 +49,8 @@ class Record:
         slide: slide or film id.
         um_per_px: physical size of a pixel.
         split: ``train``, ``validation`` or ``test`` where the source prescribes it.
+        mask: the file that says of each pixel which structure it shows, where there is one.
+        lesion: id of the lesion that the image shows; groups images where patients are not known.
     """
 
     path: Path
@@ -57,6 +59,8 @@ class Record:
     slide: str | None = None
     um_per_px: float | None = None
     split: str | None = None
+    mask: Path | None = None
+    lesion: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,15 +145,19 @@ class Source(ABC):
         name: what users write, and the value of the manifest's ``source`` column.
         title: what it reads, in a few words.
         layout: the layout that it recognises, to end the sentence "… because".
+        nuclei: its pictures show stained cells, so that the size of the nuclei can tell a missing scale.
         whole: its set lies in several folders that it recognises one by one, and together they are one site.
         options: option → what it is for.
+        mask_values: structure → its value in this source's masks; empty where it has none, or where users choose them.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     layout: ClassVar[str]
+    nuclei: ClassVar[bool] = True
     whole: ClassVar[bool] = False
     options: ClassVar[Mapping[str, str]] = {}
+    mask_values: ClassVar[Mapping[str, int]] = {}
 
     @abstractmethod
     def detect(self, folder: Folder) -> float:

@@ -30,6 +30,7 @@ COLUMN_NAMES: Mapping[str, tuple[str, ...]] = {
     "patient": ("patient", "patient_id", "patientid", "subject", "subject_id", "case", "case_id"),
     "slide": ("slide", "slide_id", "film", "film_id", "smear", "smear_id"),
     "split": ("split", "set", "subset", "partition"),
+    "mask": ("mask", "mask_path", "segmentation"),
     "um_per_px": ("um_per_px", "um_per_pixel", "mpp", "microns_per_pixel", "pixel_size_um"),
 }
 _COLUMN_OPTIONS = {f"{key}_column": f"column with the {key}" for key in COLUMN_NAMES}
@@ -97,7 +98,7 @@ class Table(Source):
         yield Note(f"{table.path.name}: {roles}")
         yield from (Skipped(other, "another table") for other in folder.tables if other != table.path)
         yield from _rows(table)
-        listed = set(table.files)
+        listed = {*table.files, *(mask for text in table.values("mask") if (mask := _mask(table, text)))}
         yield from (Skipped(i, f"not listed in {table.path.name}") for i in folder.images if i not in listed)
 
 
@@ -114,9 +115,9 @@ def _rows(table: _Table) -> Iterator[Record | Skipped | Note]:
         splits = {}
     done: Counter[Path] = Counter()
     absent = nameless = 0
-    columns = [table.values(key) for key in ("path", "label", "patient", "slide", "split", "um_per_px")]
+    columns = [table.values(key) for key in ("path", "label", "patient", "slide", "split", "um_per_px", "mask")]
     for row, file, *texts in zip(table.numbers, table.files, *columns, strict=True):
-        written, label, patient, slide, split, scale = (text.strip() for text in texts)
+        written, label, patient, slide, split, scale, drawn = (text.strip() for text in texts)
         done[file] += bool(label)
         if not written:
             nameless += 1
@@ -129,11 +130,21 @@ def _rows(table: _Table) -> Iterator[Record | Skipped | Note]:
         else:
             absent += file not in known
             um_per_px = _scale(scale, name, row)
-            yield Record(file, label, patient or None, slide or None, um_per_px, splits.get(split))
+            mask = _mask(table, drawn)
+            yield Record(file, label, patient or None, slide or None, um_per_px, splits.get(split), mask)
     if nameless:
         yield Note(f"{name} has {nameless} rows that name no file; they are left out")
     if absent:
         yield Note(f"{name} lists {absent} files that are not there; their rows are kept, without size and hash")
+
+
+def _mask(table: _Table, text: str) -> Path | None:
+    """The mask that a row names, relative to the table or the folder; also one that is not there."""
+    written = Path(text.strip().replace("\\", "/"))
+    if not text.strip():
+        return None
+    places = (base / written for base in (table.path.parent, table.folder.path))
+    return next((place for place in places if place.is_file()), table.path.parent / written)
 
 
 def _scale(text: str, name: str, row: int) -> float | None:

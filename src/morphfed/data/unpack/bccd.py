@@ -11,14 +11,14 @@ from morphfed.core.errors import DataError
 from morphfed.data.decode import decode
 from morphfed.data.sources import Folder
 from morphfed.data.sources._rows import read_rows
-from morphfed.data.unpack.cells import Cell, square
+from morphfed.data.unpack.cells import Cell, Options, square
 
 Box = tuple[str, tuple[float, float, float, float]]
 WHITE = "WBC"
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def cells(source: Path, margin: float) -> Iterator[Cell | str]:
+def cells(source: Path, options: Options) -> Iterator[Cell | str]:
     """A square around every box; the field that it was cut from is the slide.
 
     A white cell's type stands in ``labels.csv`` (``Image,Category``) for the field as a whole: it is used where the
@@ -39,7 +39,9 @@ def cells(source: Path, margin: float) -> Iterator[Cell | str]:
         if image is None:
             yield "annotation without a field"
             continue
-        yield from _cut(image, _boxes(annotation), types.get(annotation.stem), splits.get(annotation.stem, ""), margin)
+        yield from _cut(
+            image, _boxes(annotation), types.get(annotation.stem), splits.get(annotation.stem, ""), options.margin
+        )
     yield from ("field without an annotation" for _ in fields)
 
 

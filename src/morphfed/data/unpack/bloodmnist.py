@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from morphfed.core.errors import DataError
-from morphfed.data.unpack.cells import Cell
+from morphfed.data.unpack.cells import Cell, Options
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ FIELD_UM = 20.0
 """Side of every picture: 200 pixels of PBC's 360 × 363 at 10 pixels per µm, before they were resized."""
 
 
-def cells(source: Path, margin: float) -> Iterator[Cell | str]:
+def cells(source: Path, options: Options) -> Iterator[Cell | str]:
     """Every picture of ``bloodmnist.npz`` or ``bloodmnist_224.npz``, with its official split and its scale.
 
     Raises:

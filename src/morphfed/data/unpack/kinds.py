@@ -6,28 +6,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from morphfed.core.errors import ConfigError, DataError, did_you_mean
-from morphfed.data.unpack import bccd, bloodmnist, leukemiaattri
-from morphfed.data.unpack.cells import Cell, Unpacked, write_cells
+from morphfed.data.unpack import bccd, bloodmnist, leukemiaattri, saml_prostate
+from morphfed.data.unpack.cells import MARGIN, Cell, Options, Remark, Unpacked, write_cells
 
-KINDS: dict[str, Callable[[Path, float], Iterator[Cell | str]]] = {
+KINDS: dict[str, Callable[[Path, Options], Iterator[Cell | Remark | str]]] = {
     "bccd": bccd.cells,
     "bloodmnist": bloodmnist.cells,
     "leukemiaattri": leukemiaattri.cells,
+    "saml_prostate": saml_prostate.slices,
 }
-"""Name of a source → what yields its cells from the published file or folder."""
-
-MARGIN = 0.1
-"""Added on each side of a box, as a share of its longer side: a cell and a little of its surroundings."""
+"""Name of a source → what yields its cells or slices from the published file or folder."""
 
 
-def unpack(kind: str, source: Path, out: Path, *, margin: float = MARGIN) -> Unpacked:
-    """Write one picture a cell, and a table that the source of the same name reads.
+def unpack(kind: str, source: Path, out: Path, *, margin: float = MARGIN, all_slices: bool = False) -> Unpacked:
+    """Write one picture a cell or slice, and a table that the source of the same name reads.
 
     Args:
         kind: one of ``KINDS``.
         source: the published file or folder.
         out: folder to write into, not below ``source``.
         margin: around a box, as a share of its longer side, 0 … 1.
+        all_slices: of volumes also the slices in which nothing is marked.
 
     Raises:
         ConfigError: an unknown kind or margin.
@@ -48,4 +47,4 @@ def unpack(kind: str, source: Path, out: Path, *, margin: float = MARGIN) -> Unp
         raise DataError(
             f"{out} lies inside {source}.", fix="name a folder beside it: published files stay as they are."
         )
-    return write_cells(KINDS[kind](source, margin), out, kind)
+    return write_cells(KINDS[kind](source, Options(margin, all_slices)), out, kind)

@@ -12,10 +12,10 @@ from morphfed.core.errors import DataError
 from morphfed.data.decode import decode
 from morphfed.data.sources import Folder
 from morphfed.data.sources.base import split_of
-from morphfed.data.unpack.cells import Cell, square
+from morphfed.data.unpack.cells import Cell, Options, square
 
 
-def cells(source: Path, margin: float) -> Iterator[Cell | str]:
+def cells(source: Path, options: Options) -> Iterator[Cell | str]:
     """A square around every box of one sub-set, such as ``H_100X_C1``; the field is the slide.
 
     Read are ``train.json`` and ``test.json``, wherever below; each names its split. The patient is the part of a
@@ -37,7 +37,7 @@ def cells(source: Path, margin: float) -> Iterator[Cell | str]:
             shown = ", ".join(file.relative_to(source).as_posix() for file in same)
             raise DataError(f"{source} has {len(same)} files {name}: {shown}.", fix="name one sub-set's folder.")
     for file in sorted(files):
-        yield from _of_split(folder, file, margin)
+        yield from _of_split(folder, file, options.margin)
 
 
 def _of_split(folder: Folder, file: Path, margin: float) -> Iterator[Cell | str]:

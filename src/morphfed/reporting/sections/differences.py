@@ -108,17 +108,18 @@ def _difference_table(r: Results, found: Sequence[Comparison], key: str) -> Tabl
         f"{capital(metric_name(found[0].metric))}: first arm minus second arm {place}, paired on the same test images.",
         [Cell(h, words=i in (0, 1, 6)) for i, h in enumerate(head)],
         rows,
-        _design(found),
+        _design(found, lesions=any(r.patient_unit(s) == "lesion" for s in r.all_sites)),
     )
 
 
-def _design(found: Sequence[Comparison]) -> str:
+def _design(found: Sequence[Comparison], *, lesions: bool) -> str:
     first = found[0]
     parts = []
     if first.resamples:
         parts.append(counted(first.resamples, "bootstrap resample"))
     if first.clusters:
-        mixed = "patients where known, else images" if first.cluster_unit == "mixed" else f"{first.cluster_unit}s"
+        known = "patients or lesions" if lesions else "patients"
+        mixed = f"{known} where known, else images" if first.cluster_unit == "mixed" else f"{first.cluster_unit}s"
         parts.append(f"{count(first.clusters)} {mixed}, resampled alike for both arms")
     if first.seeds:
         parts.append(f"means over {counted(first.seeds, 'seed')}" if first.seeds > 1 else "one seed")

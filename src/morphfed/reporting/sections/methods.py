@@ -133,15 +133,7 @@ def _data_sentence(r: Results) -> str:
         shares = listed(
             f"{100 * split[k]:.0f} % {k}" for k in ("train", "validation", "test") if finite(split.get(k)) is not None
         )
-        known = [s for s in r.training if r.patient_unit(s) == "patient"]
-        by = (
-            "patient"
-            if len(known) == len(r.training)
-            else "patient where patients were known, else by image"
-            if known
-            else "image, as no patient ids were known"
-        )
-        text += f" Images of a training site were split by {by} ({shares})."
+        text += f" Images of a training site were {_split_by(r, split, shares)}."
     field, size = (
         finite(_table(r.config, "data").get("field_um")),
         finite(_table(r.config, "data").get("image_size")),
@@ -218,9 +210,28 @@ def _coarse_sentence(r: Results) -> str:
     )
 
 
+def _split_by(r: Results, split: Mapping[str, Any], shares: str) -> str:
+    """How the parts came about, as the rest of a sentence."""
+    if split.get("leaky_published"):
+        return "split as published, image by image, without regard to what lies on both sides"
+    units = {r.patient_unit(s) for s in r.training}
+    if len(units) == 1:
+        only = units.pop()
+        by = "image, as no patient ids were known" if only == "image" else only
+    else:
+        owners = [u for u in ("patient", "lesion") if u in units]
+        by = ", else by ".join(f"{u} where {u}s were known" for u in owners) + (
+            ", else by image" if "image" in units else ""
+        )
+    return f"split by {by} ({shares})"
+
+
 def _judging_sentence(r: Results) -> str:
     units = {r.patient_unit(s) for s in r.all_sites}
-    unit = "patients where known, else images" if units == {"patient", "image"} else f"{units.pop()}s"
+    unit = ", else ".join(f"{u}s where known" for u in ("patient", "lesion") if u in units) + (
+        ", else images" if "image" in units else ""
+    )
+    unit = unit if len(units) > 1 else f"{units.pop()}s"
     resamples = {c.resamples for c in r.comparisons if c.resamples} or {
         finite(_table(r.config, "evaluation").get("resamples"))
     } - {None}
