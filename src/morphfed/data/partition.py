@@ -5,7 +5,7 @@ arXiv:1909.06335, 2019, in the form of Li, Diao, Chen, He: Federated learning on
 class the sites' shares are drawn from ``Dir(α, …, α)``, and its images are cut by them. α → ∞ deals evenly; at 0.1 most
 classes lie at one or two sites. Draws that leave a site with fewer than ``least`` images are repeated, as there.
 
-Images of one patient (of one slide, where patients are unknown) and exact copies stay together; such a unit counts as a
+Images of one patient (of one lesion or slide, where patients are unknown) and exact copies stay together; such a unit counts as a
 unit of its most frequent class. Only classes are skewed: the simulated sites share microscope, stain and camera.
 """
 
@@ -22,7 +22,7 @@ from morphfed.core.errors import DataError
 from morphfed.core.seeding import numpy_stream
 from morphfed.data.manifest import Manifest
 from morphfed.data.ontology import load_ontology
-from morphfed.data.splits import united
+from morphfed.data.splits import owners_of, united
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,12 +112,11 @@ def _labels(manifest: Manifest, classes: Sequence[str]) -> tuple[list[str | None
 
 def _units(manifest: Manifest, rows: Sequence[int]) -> list[list[int]]:
     """Positions in ``rows`` that must stay together."""
-    columns = [list(manifest.frame[name]) for name in ("site", "patient", "slide", "sha256")]
+    sites, hashes, owners = list(manifest.frame["site"]), list(manifest.frame["sha256"]), owners_of(manifest.frame)
     keys = []
     for i in rows:
-        site, patient, slide, digest = (column[i] for column in columns)
-        own = [("patient", f"{site}/{patient}")] if patient else [("slide", f"{site}/{slide}")] if slide else []
-        keys.append([*own, *([("sha256", digest)] if digest else [])])
+        own = [(owner[0], f"{sites[i]}/{owner[1]}")] if (owner := owners[i]) else []
+        keys.append([*own, *([("sha256", hashes[i])] if hashes[i] else [])])
     return united(keys)
 
 
