@@ -5,8 +5,9 @@ arXiv:1909.06335, 2019, in the form of Li, Diao, Chen, He: Federated learning on
 class the sites' shares are drawn from ``Dir(α, …, α)``, and its images are cut by them. α → ∞ deals evenly; at 0.1 most
 classes lie at one or two sites. Draws that leave a site with fewer than ``least`` images are repeated, as there.
 
-Images of one patient (of one lesion or slide, where patients are unknown) and exact copies stay together; such a unit counts as a
-unit of its most frequent class. Only classes are skewed: the simulated sites share microscope, stain and camera.
+Images of one patient (of one lesion or slide, where patients are unknown) and exact copies stay together; such a unit
+counts as a unit of its most frequent class. Only classes are skewed: the simulated sites share microscope, stain and
+camera.
 """
 
 from __future__ import annotations
