@@ -70,6 +70,23 @@ class Augment:
         """
         if self._moves:
             images = move(images, self._geometry(len(images), generator))
+        return self._recolour(images, generator)
+
+    def with_masks(self, images: Tensor, masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Perturb images as a call does, with the same draws, and move their masks alike; their values stay.
+
+        Args:
+            images: float ``(N, 3, H, W)`` in [0, 1].
+            masks: uint8 ``(N, H, W)``.
+            generator: as in a call.
+        """
+        if self._moves:
+            matrices = self._geometry(len(images), generator)
+            images = move(images, matrices)
+            masks = move(masks[:, None].float(), matrices, mode="nearest")[:, 0].to(masks.dtype)
+        return self._recolour(images, generator), masks
+
+    def _recolour(self, images: Tensor, generator: Generator) -> Tensor:
         if self._stains:
             images = self._stain(images, generator)
         if self._colours:
@@ -122,16 +139,17 @@ def _uniform(n: int, half_width: float, generator: Generator) -> Tensor:
     return (torch.rand(n, generator=generator) * 2 - 1) * half_width
 
 
-def move(images: Tensor, matrices: Tensor) -> Tensor:
+def move(images: Tensor, matrices: Tensor, *, mode: str = "bilinear") -> Tensor:
     """Resample images under affine maps (output → input, normalised coordinates), border reflected.
 
     Args:
         images: ``(N, C, H, W)``.
         matrices: ``(N, 2, 3)``.
+        mode: ``bilinear``; ``nearest`` for masks, whose values must not mix.
     """
     n, channels, height, width = images.shape
     grid = F.affine_grid(matrices.to(images.device, images.dtype), [n, channels, height, width], align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def mix_channels(images: Tensor, matrices: Tensor) -> Tensor:

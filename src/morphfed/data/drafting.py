@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from morphfed.core.errors import ConfigError, DataError, did_you_mean
 from morphfed.core.progress import Event, Reporter, silent, tracked
 from morphfed.data.leaving_out import as_text, without_labels, without_sizes
-from morphfed.data.manifest import COLUMNS, SITE_NAME, Manifest
+from morphfed.data.manifest import COLUMNS, MASK, SITE_NAME, Manifest
 from morphfed.data.ontology import COMMON, Table, load_ontology
 from morphfed.data.sources import SOURCES, Folder, Record, Skipped, Source
 from morphfed.data.sources._finding import SURE, find_sites, rank_sources, site_name
@@ -61,6 +61,7 @@ def draft(
     um_per_px: float | None = None,
     report: Reporter = silent,
     options: Mapping[str, str] | None = None,
+    masks: bool = False,
 ) -> Draft:
     """Draft the manifest of one site.
 
@@ -72,6 +73,7 @@ def draft(
         source: adapter to use; the most confident one if not given.
         um_per_px: physical size of a pixel, where known; wins over what the source says.
         options: the adapter's own options, see ``Source.options`` and ``COMMON_OPTIONS``.
+        masks: also say which file is each image's mask, in a column ``mask``.
 
     Raises:
         DataError: no image, no adapter that recognises the folder, or several that do; names the site.
@@ -98,7 +100,7 @@ def draft(
     table = _table(adapter, records, given)
     if "leave_out_labels" in given:
         records = without_labels(records, given["leave_out_labels"], table, site, skipped, notes)
-    frame = _frame(records, found.path, site, adapter.name, table, report)
+    frame = _frame(records, found.path, site, adapter.name, table, report, masks=masks)
     if "leave_out_px" in given:
         frame = without_sizes(frame, found.path, given["leave_out_px"], skipped, notes)
     if frame.empty:
@@ -205,7 +207,9 @@ def _table_note(adapter: Source, table: str, given: Mapping[str, str]) -> list[s
     return [f"labels read as those of {table} ({load_ontology().tables[table].title}), {why}"]
 
 
-def _frame(records: Sequence[Record], root: Path, site: str, source: str, table: str, report: Reporter) -> pd.DataFrame:
+def _frame(
+    records: Sequence[Record], root: Path, site: str, source: str, table: str, report: Reporter, *, masks: bool
+) -> pd.DataFrame:
     import pandas as pd
 
     ontology = load_ontology()
@@ -215,16 +219,20 @@ def _frame(records: Sequence[Record], root: Path, site: str, source: str, table:
         measured = list(tracked(facts, report, f"draft/{site}", f"reading {site}", total=len(records)))
     rows = [
         (
-            *(
-                r.path.relative_to(root).as_posix() if r.path.is_relative_to(root) else r.path.as_posix(),
-                site,
-            ),
+            *(_below(r.path, root), site),
             *(r.patient, r.slide, r.source_label, nodes[r.source_label], r.split, r.um_per_px),
             *(width, height, digest, source),
         )
         for r, (width, height, digest) in zip(records, measured, strict=True)
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("path", ignore_index=True).astype({"label": object})
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    if masks:
+        frame[MASK] = pd.Series([r.mask and _below(r.mask, root) for r in records], dtype=object)
+    return frame.sort_values("path", ignore_index=True).astype({"label": object})
+
+
+def _below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _file_facts(path: Path) -> tuple[int | None, int | None, str | None]:

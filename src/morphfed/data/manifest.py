@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TEXT = ("path", "site", "patient", "slide", "source_label", "label", "split", "sha256", "source")
 INTEGERS = ("width", "height")
+MASK = "mask"
+"""Column of the files that say which structure each pixel shows; only in manifests of segmentation."""
 COLUMNS = (
     "path",
     "site",
@@ -42,7 +44,7 @@ class Manifest:
     """Rows of images and the folder that their paths are relative to.
 
     The columns, in this order, are those of ``COLUMNS`` (docs/explanation/architecture.md); others that a
-    user added are kept behind them. Text columns hold ``str`` or ``None``, ``um_per_px`` float64 with NaN,
+    user added are kept behind them; one of these has a meaning, ``mask``, a path as ``path`` is. Text columns hold ``str`` or ``None``, ``um_per_px`` float64 with NaN,
     ``width`` and ``height`` nullable ``Int64``: the same under pandas 2 and 3. The index is 0 … n-1.
 
     Args:
@@ -104,6 +106,8 @@ class Manifest:
         old, new = _absolute(self.root), _absolute(root)
         frame = self.frame.copy()
         frame["path"] = _text([_relative(old / row_path, new) for row_path in frame["path"]])
+        if MASK in frame:
+            frame[MASK] = _text([None if path is None else _relative(old / path, new) for path in frame[MASK]])
         return Manifest(frame, Path(root))
 
     def file(self, row_path: str) -> Path:
@@ -200,7 +204,7 @@ def _typed(frame: pd.DataFrame, *, where: str) -> pd.DataFrame:
         raise DataError(f"{where}: {named}", fix=f"a manifest has the columns {', '.join(COLUMNS)}.")
     extra = [c for c in frame.columns if c not in COLUMNS]
     result = frame[[*COLUMNS, *extra]].reset_index(drop=True)
-    for name in TEXT:
+    for name in (*TEXT, *(c for c in extra if c == MASK)):
         result[name] = _text(result[name])
     result["um_per_px"] = _numbers(result["um_per_px"], "float64")
     for name in INTEGERS:

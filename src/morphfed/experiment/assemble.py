@@ -39,13 +39,15 @@ def draft_sites(study: Study, study_folder: Path, *, report: Reporter = silent) 
     manifests, notes = [], []
     root = data_root(study, study_folder)
     for name, site in study.sites.items():
-        manifest, said = _draft_site(name, site, root, report)
+        manifest, said = _draft_site(name, site, root, report, masks=study.task == "segmentation")
         manifests.append(manifest)
         notes += [f"{name}: {sentence}" for sentence in said]
     return Manifest.concat(manifests), notes
 
 
-def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tuple[Manifest, list[str]]:
+def _draft_site(
+    name: str, site: SiteConfig, root: Path, report: Reporter, *, masks: bool
+) -> tuple[Manifest, list[str]]:
     from morphfed.data.drafting import draft
 
     path = Path(site.path).expanduser()
@@ -67,7 +69,8 @@ def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tu
             f"Site '{name}': the folder {path} does not exist.",
             fix=f"correct sites.{name}.path or data.root in the study file.",
         )
-    drafted = draft(path, site=name, source=site.source, um_per_px=site.um_per_px, report=report, options=site.options)
+    how = {"source": site.source, "um_per_px": site.um_per_px, "options": site.options}
+    drafted = draft(path, site=name, report=report, masks=masks, **how)  # type: ignore[arg-type]
     said = list(drafted.guesses)
     said += [f"{len(paths)} files skipped: {why}" for why, paths in drafted.skipped.items()]
     return drafted.manifest, said
@@ -107,8 +110,31 @@ def label_and_split(
         elif target is None:
             left_out[site][own, f"'{node}' is not a class of this study"] += 1
     frame["class"] = pd.Series(labels, dtype=object)
-    usable = Manifest(frame[frame["class"].notna()], manifest.root)
-    _refuse_empty(usable, study)
+    counts = Counter(frame["site"][frame["class"].notna()])
+    for site in study.sites:
+        if counts[site] == 0:
+            raise DataError(
+                f"Site '{site}': none of its images has a label of this study's classes ({', '.join(study.classes)}).",
+                fix=f"check sites.{site}.path and sites.{site}.source; `morphfed data init` shows what it finds there.",
+            )
+    divided, notes = split(Manifest(frame, manifest.root), study, look=look, report=report)
+    return divided, left_out, notes
+
+
+def split(manifest: Manifest, study: Study, *, look: bool, report: Reporter) -> tuple[Manifest, list[str]]:
+    """Assign the parts to all rows that have a ``class``, by which they are stratified.
+
+    Args:
+        manifest: with the column ``class``, null for what takes no part.
+        study: held-out sites, shares.
+        look: read the training sites' images so that near-duplicates stay on one side.
+        report: progress.
+
+    Returns:
+        The manifest, its rows in another order, and sentences of the split.
+    """
+    frame = manifest.frame
+    usable = manifest.where(frame["class"].notna())
     held = usable.frame["site"].isin(list(study.held_out))
     # A held-out site is all test, whatever split its source prescribes; training sites keep theirs.
     outside = Manifest(usable.frame[held].assign(split="test"), manifest.root)
@@ -121,7 +147,7 @@ def label_and_split(
     copies = _twins(inside, report) if look and study.data.split.copies_together else None
     assigned, notes = assign_splits(inside, fractions, study.data.split.seed, "class", copies)
     rest = Manifest(frame[frame["class"].isna()].assign(split=None), manifest.root)
-    return Manifest.concat([assigned, outside, rest]), left_out, list(notes.sentences)
+    return Manifest.concat([assigned, outside, rest]), list(notes.sentences)
 
 
 def _twins(manifest: Manifest, report: Reporter) -> list[str | None]:
@@ -133,16 +159,6 @@ def _twins(manifest: Manifest, report: Reporter) -> list[str | None]:
         for row, name in zip(rows, twins([files[i] for i in rows], report), strict=True):
             found[row] = name
     return found
-
-
-def _refuse_empty(usable: Manifest, study: Study) -> None:
-    counts = Counter(usable.frame["site"])
-    for site in study.sites:
-        if counts[site] == 0:
-            raise DataError(
-                f"Site '{site}': none of its images has a label of this study's classes ({', '.join(study.classes)}).",
-                fix=f"check sites.{site}.path and sites.{site}.source; `morphfed data init` shows what it finds there.",
-            )
 
 
 def site_scales(manifest: Manifest, study: Study, *, report: Reporter = silent) -> dict[str, SiteScale]:

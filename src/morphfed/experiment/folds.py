@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from morphfed.experiment.prepare import Prepared, refuse_untrainable
-from morphfed.training.dataset import ImageSet, pool
+from morphfed.training.dataset import ImageSet, per_image, pool
 
 if TYPE_CHECKING:
     from morphfed.experiment.study import Study
@@ -52,7 +52,7 @@ def hold_out(prepared: Prepared, study: Study) -> Prepared:
 
 def _all_test(parts: dict[str, ImageSet]) -> dict[str, ImageSet]:
     whole = pool(list(parts.values()))
-    empty = {key: getattr(whole, key)[:0] for key in ("rows", "labels", "ids", "clusters")}
+    empty: dict[str, Any] = {key: getattr(whole, key)[:0] for key in per_image(whole)}
     nothing = replace(whole, **empty)
     return {"train": nothing, "validation": nothing, "test": whole}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig
 from morphfed.core.config import Config, override, read_toml, validate
@@ -18,6 +18,8 @@ from morphfed.models.backbone import ModelConfig
 from morphfed.models.layout import Layout
 from morphfed.models.tuning import refuse_nonsense
 from morphfed.training.config import TrainConfig
+
+TaskName = Literal["classification", "segmentation"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -29,6 +31,11 @@ class SiteConfig(Config):
     source: str | None = Field(None, description="source adapter; empty: the one that fits best")
     um_per_px: float | None = Field(None, gt=0, description="micrometres per pixel; empty: from the source")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source adapter")
+    mask_values: dict[str, int | tuple[int, ...]] = Field(
+        default_factory=dict,
+        description="structure = its value, or list of values, in this site's masks; empty: the source's, else the k-th "
+        "structure is k; with task = 'segmentation'",
+    )
 
 
 class SplitConfig(Config):
@@ -92,7 +99,9 @@ class Study(Config):
     name: str = Field(description="short name; the run folder is called after it")
     title: str = Field("", description="headline of the report")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training run of every arm each")
-    classes: tuple[str, ...] = Field(min_length=2, description="nodes of the ontology; finer labels are joined")
+    task: TaskName = Field("classification", description="classification: a class an image; segmentation: a mask")
+    classes: tuple[str, ...] = Field((), description="nodes of the ontology, at least 2; finer labels are joined")
+    structures: tuple[str, ...] = Field((), description="what masks show beside the background; with segmentation")
     held_out: tuple[str, ...] = Field((), description="sites that never train and never select")
     holdout: Literal["named", "each"] = Field(
         "named", description="named: the sites of held_out; each: every site in turn, all others training"
@@ -108,6 +117,30 @@ class Study(Config):
     )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "segmentation":
+            federation = values.get("federation")
+            if federation is None or (isinstance(federation, dict) and "select" not in federation):
+                return {**values, "federation": {**(federation or {}), "select": "dice"}}
+        return values
+
+    @field_validator("classes", "structures")
+    @classmethod
+    def _names_of_the_task(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        task = info.data.get("task")
+        if info.field_name == "classes" and task == "classification" and len(value) < 2:
+            raise ValueError("name at least two classes")
+        if info.field_name == "structures" and task == "segmentation" and not value:
+            raise ValueError("name at least one structure, such as structures = ['nucleus']")
+        wrong = "classes" if task == "segmentation" else "structures"
+        if value and info.field_name == wrong:
+            raise ValueError(f"task = '{task}' has {'structures' if wrong == 'classes' else 'classes'}, no {wrong}")
+        if info.field_name == "structures" and len(set(value)) != len(value):
+            raise ValueError("each name once")
+        return value
 
     @field_validator("name")
     @classmethod

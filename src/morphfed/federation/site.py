@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from morphfed.core.types import Tensors, Upload
 from morphfed.federation.statistics import CLASS_COUNTS, SUMS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
+from morphfed.tasks.classification import Classification
 from morphfed.tasks.temperature import tempered
 from morphfed.training.optimise import export_state, import_state, make_optimizer
 from morphfed.training.trainer import AfterBackward, ExtraLoss, FitReport, Trainer, Views
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 UPLOAD_METRICS = frozenset({"loss", "steps", "images"})
 """Numbers that go with an upload."""
 
-VALIDATION_METRICS = frozenset({"balanced_accuracy", "macro_f1", "loss"})
-"""Means over a site's validation part that leave it after each round."""
+VALIDATION_METRICS = Classification.validation
+"""Means over a site's validation part that leave it after each round of a classification."""
 
-Measure = Callable[["NDArray[np.int64]", "NDArray[np.float32]"], dict[str, float]]
-"""Labels ``(N,)`` and probabilities ``(N, C)`` → named validation metrics."""
+Measure = Callable[["NDArray[Any]", "NDArray[Any]"], dict[str, float]]
+"""Truth and answers, ``(N, ...)`` each, → named validation metrics: labels ``(N,)`` and probabilities ``(N, C)``, or masks
+``(N, S, S)`` both."""
 
 
 @dataclass
@@ -205,7 +207,7 @@ class Site:
         found = {}
         for name, data in self._validation.items():
             if len(data):
-                found[name] = self._measure(data.labels, self._trainer.predict(self._workspace.model, data))
+                found[name] = self._measure(data.truth(), self._trainer.answers(self._workspace.model, data))
         self._gate.release_validation(round_number, found)
         return found
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from morphfed.core.config import Config
+from morphfed.tasks.base import Loss, Losses, Task
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 LossKind = Literal["cross_entropy", "focal", "class_balanced", "logit_adjusted"]
-Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 COUNTING: tuple[LossKind, ...] = ("class_balanced", "logit_adjusted")
@@ -97,3 +99,35 @@ def logit_shift(counts: Tensor, *, tau: float) -> Tensor:
     """``τ log π_c`` (Menon et al. 2021, equation 10), π from counts with a floor of half an image."""
     share = counts.clamp(min=0.5)
     return tau * torch.log(share / share.sum())
+
+
+class Classification(Task):
+    """One class an image; an answer is its probabilities, float32 ``(n, C)``."""
+
+    name: ClassVar[str] = "classification"
+    validation: ClassVar[frozenset[str]] = frozenset({"balanced_accuracy", "macro_f1", "loss"})
+
+    def criterion(self, losses: Losses, class_counts: Tensor) -> Loss:
+        """See :func:`make_loss`; targets are classes ``(N,)``."""
+        return make_loss(losses.loss, class_counts)
+
+    def mean_loss(self, criterion: Loss, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Over all images at once: weights of classes do not add up over batches."""
+        logits, labels = zip(*batches, strict=True)
+        return float(criterion(torch.cat(logits), torch.cat(labels)))
+
+    def answer(self, probabilities: Tensor) -> NDArray[np.float32]:
+        """The probabilities."""
+        found: NDArray[np.float32] = probabilities.cpu().numpy()
+        return found
+
+    def nothing(self, classes: int) -> NDArray[np.float32]:
+        """``(0, classes)``."""
+        return torch.zeros(0, classes).numpy()
+
+    def upright(self, probabilities: Tensor, view: int) -> Tensor:
+        """A class does not turn with its picture."""
+        return probabilities
+
+
+CLASSIFICATION = Classification()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_AT_ONCE = 256
+"""Masks that are read at once where all of a set are counted."""
+
+
 class Gather(Protocol):
     """Anything that hands out pictures by row number (``data.cache.ImageStore``, an array in a test)."""
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """uint8 ``(N, S, S, 3)``."""
+        """uint8 ``(N, S, S, 3)``; of masks ``(N, S, S)``."""
         ...
 
 
@@ -51,19 +56,59 @@ class ImageSet:
         pixels = torch.from_numpy(self.store.gather(self.rows[where])).permute(0, 3, 1, 2)
         return pixels, torch.from_numpy(self.labels[where])
 
+    def truth(self) -> NDArray[Any]:
+        """What a model's answers are judged by: labels int64 ``(N,)``."""
+        return self.labels
+
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """int64 ``(C,)``, images of each class."""
         return np.bincount(self.labels, minlength=self.classes).astype(np.int64)
 
 
+@dataclass(frozen=True)
+class MaskSet(ImageSet):
+    """Images with masks: 0 the background, k the k-th structure.
+
+    Attributes:
+        labels: int64 ``(N,)``, rows of the masks in ``masks``.
+        classes: background and structures, C.
+        masks: where the masks are, uint8 ``(N, S, S)``.
+        present: bool ``(N, C - 1)``, which structures the file of each mask shows.
+    """
+
+    masks: Gather
+    present: NDArray[np.bool_]
+
+    def batch(self, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Images as those of the base class, and masks uint8 ``(n, S, S)``."""
+        return super().batch(where)[0], torch.from_numpy(self.masks.gather(self.labels[where]))
+
+    def truth(self) -> NDArray[np.uint8]:
+        """Masks, uint8 ``(N, S, S)``."""
+        return self.masks.gather(self.labels)
+
+    @cached_property
+    def _pixels(self) -> NDArray[np.int64]:
+        found = np.zeros(self.classes, dtype=np.int64)
+        for start in range(0, len(self), _AT_ONCE):
+            found += np.bincount(self.masks.gather(self.labels[start : start + _AT_ONCE]).ravel(), minlength=self.classes)
+        return found
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """int64 ``(C,)``, pixels of each class as they are stored."""
+        return self._pixels
+
+
 def pool(sets: Sequence[ImageSet]) -> ImageSet:
     """The union of several sites' images, for the centralised arm. All must share one store."""
     if len({id(s.store) for s in sets}) != 1:
         raise ValueError("pooled sites must share one image store")
-    joined: dict[str, Any] = {
-        part.name: np.concatenate([getattr(s, part.name) for s in sets])
-        for part in fields(sets[0])
-        if part.name not in {"store", "classes"}
-    }
+    joined: dict[str, Any] = {name: np.concatenate([getattr(s, name) for s in sets]) for name in per_image(sets[0])}
     return replace(sets[0], **joined)
+
+
+def per_image(images: ImageSet) -> list[str]:
+    """Names of the fields that hold one entry an image."""
+    return [part.name for part in fields(images) if isinstance(getattr(images, part.name), np.ndarray)]

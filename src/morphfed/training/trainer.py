@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from morphfed.core.errors import TrainingError
 from morphfed.core.seeding import derive, numpy_stream, torch_stream
 from morphfed.data.augment import Augment
 from morphfed.models.norm import frozen_norms
-from morphfed.tasks.classification import Loss, make_loss
+from morphfed.tasks.base import Loss, Task
+from morphfed.tasks.classification import CLASSIFICATION
 from morphfed.training.config import TrainConfig
-from morphfed.training.dataset import ImageSet
+from morphfed.training.dataset import ImageSet, MaskSet
 from morphfed.training.features import FeatureSet
 from morphfed.training.optimise import learning_rate
 
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
 Views = Literal[1, 8]
 """Copies of a picture that a prediction is averaged over."""
 
+_PREDICTED = 128
+"""Pictures that are predicted at once."""
+
 AfterBackward = Callable[[nn.Module], None]
 """Changes gradients between ``backward`` and the clipping, for example adds a proximal term's gradient."""
 
 ExtraLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """A term added to the task's loss, from the batch: what the network takes (images ``(n, 3, S, S)``, normalised, or
-stored features ``(n, width)``), and logits ``(n, C)``."""
+stored features ``(n, width)``), and logits ``(n, C)`` (``(n, C, S, S)`` of masks)."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Trainer:
         mean, std: normalisation of RGB in [0, 1].
         device: where the network is.
         seed: of the study; order and augmentation of a site depend on it, the site and the round only.
+        task: what the network is trained to say.
     """
 
     def __init__(
@@ -93,8 +98,9 @@ class Trainer:
         std: tuple[float, float, float],
         device: torch.device,
         seed: int,
+        task: Task = CLASSIFICATION,
     ) -> None:
-        self.config, self.device, self.seed = config, device, seed
+        self.config, self.device, self.seed, self.task = config, device, seed, task
         self._augment = Augment(config.augment)
         self._mean = torch.tensor(mean, device=device).reshape(1, 3, 1, 1)
         self._std = torch.tensor(std, device=device).reshape(1, 3, 1, 1)
@@ -190,8 +196,12 @@ class Trainer:
         if isinstance(data, FeatureSet):
             features, labels = data.sample(where, generator)
             return features.to(self.device, non_blocking=True), labels
-        pixels, labels = data.batch(where)
-        return self._normalise(self._augment(self._float(pixels), generator)), labels
+        pixels, targets = data.batch(where)
+        if isinstance(data, MaskSet):
+            masks = targets.to(self.device, non_blocking=True)
+            images, masks = self._augment.with_masks(self._float(pixels), masks, generator)
+            return self._normalise(images), masks
+        return self._normalise(self._augment(self._float(pixels), generator)), targets
 
     def _inputs(self, data: ImageSet, where: NDArray[np.int64]) -> Tensor:
         """What the network takes, without augmentation: normalised images, or stored features."""
@@ -231,11 +241,14 @@ class Trainer:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    @torch.no_grad()
     def predict(
-        self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = 128
+        self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = _PREDICTED
     ) -> NDArray[np.float32]:
-        """Class probabilities, float32 ``(N, C)``, in the order of ``data``.
+        """Class probabilities, float32 ``(N, C)``, in the order of ``data``; of masks see :meth:`answers`."""
+        return self.answers(model, data, views=views, batch_size=batch_size)
+
+    def answers(self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = _PREDICTED) -> NDArray[Any]:
+        """The task's answer to each image, ``(N, ...)``, in the order of ``data``.
 
         Args:
             model: put into evaluation mode.
@@ -243,22 +256,29 @@ class Trainer:
             views: 8: mean over the picture's four right-angle turns, each also mirrored; a cell has no upright.
             batch_size: pictures at once.
         """
+        found = [self.task.answer(p) for _, p in self._probabilities(model, data, views, batch_size)]
+        return np.concatenate(found) if found else self.task.nothing(data.classes)
+
+    @torch.no_grad()
+    def _probabilities(
+        self, model: nn.Module, data: ImageSet, views: Views, batch_size: int
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Rows of ``data`` and their probabilities ``(n, C, ...)``, batch by batch."""
         model.eval()
-        out = np.empty((len(data), data.classes), dtype=np.float32)
         for start in range(0, len(data), batch_size):
             where = np.arange(start, min(start + batch_size, len(data)))
-            total = torch.zeros(len(where), data.classes, device=self.device)
-            for inputs in self._seen(data, where, views):
+            total: Tensor | None = None
+            for number, inputs in enumerate(self._seen(data, where, views)):
                 with self._autocast():
                     logits = model(inputs)
-                total += torch.softmax(logits.float(), dim=1)
-            out[where] = (total / views).cpu().numpy()
-        return out
+                seen = self.task.upright(torch.softmax(logits.float(), dim=1), number)
+                total = seen if total is None else total + seen
+            assert total is not None
+            yield where, total / views
 
     def _criterion(self, data: ImageSet, class_counts: NDArray[np.int64] | None) -> Loss:
-        return make_loss(
-            self.config.loss, torch.from_numpy(data.class_counts if class_counts is None else class_counts)
-        )
+        counts = data.class_counts if class_counts is None else class_counts
+        return self.task.criterion(self.config, torch.from_numpy(counts))
 
     def loss(self, model: nn.Module, data: ImageSet, class_counts: NDArray[np.int64] | None = None) -> float:
         """Mean training loss of ``model`` over ``data``, without augmentation and in evaluation mode.
@@ -268,14 +288,14 @@ class Trainer:
             data: the site's training part.
             class_counts: as in :meth:`fit`.
         """
-        probabilities = torch.from_numpy(self.predict(model, data))
-        criterion = self._criterion(data, class_counts)
-        # Every loss here is one of logits up to a constant per image, and log p is such a logit.
-        labels = torch.tensor(data.labels)  # a copy: the array may be read-only, which tensors cannot be
-        return float(criterion(probabilities.clamp(min=1e-12).log(), labels))
+        batches = (
+            (p.clamp(min=1e-12).log().cpu(), data.batch(where)[1])
+            for where, p in self._probabilities(model, data, 1, _PREDICTED)
+        )
+        return self.task.mean_loss(self._criterion(data, class_counts), batches)
 
     @torch.no_grad()
-    def restimate_norms(self, model: nn.Module, data: ImageSet, *, batch_size: int = 128) -> None:
+    def restimate_norms(self, model: nn.Module, data: ImageSet, *, batch_size: int = _PREDICTED) -> None:
         """Set running statistics of batch norms to the mean over ``data`` (AdaBN, Li et al. 2017); labels unused."""
         from morphfed.models.norm import batch_norms
 

@@ -49,6 +49,7 @@ class Record:
         slide: slide or film id.
         um_per_px: physical size of a pixel.
         split: ``train``, ``validation`` or ``test`` where the source prescribes it.
+        mask: the file that says of each pixel which structure it shows, where there is one.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class Record:
     slide: str | None = None
     um_per_px: float | None = None
     split: str | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class Source(ABC):
         layout: the layout that it recognises, to end the sentence "… because".
         whole: its set lies in several folders that it recognises one by one, and together they are one site.
         options: option → what it is for.
+        mask_values: structure → its value in this source's masks; empty where it has none, or where users choose them.
     """
 
     name: ClassVar[str]
@@ -150,6 +153,7 @@ class Source(ABC):
     layout: ClassVar[str]
     whole: ClassVar[bool] = False
     options: ClassVar[Mapping[str, str]] = {}
+    mask_values: ClassVar[Mapping[str, int]] = {}
 
     @abstractmethod
     def detect(self, folder: Folder) -> float:
