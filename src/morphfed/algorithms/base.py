@@ -199,6 +199,7 @@ class Algorithm:
         newcomer: what a site that took no part uses, in words; empty: the method defines nothing for it.
         passes: passes over a site's training part in a round, from ``train.local_epochs``; for the plan's estimate.
         note: what the report must say of this method for a number of training sites; empty: nothing.
+        tasks: tasks that it is defined for.
     """
 
     name: str
@@ -216,6 +217,7 @@ class Algorithm:
     newcomer: str = "the global model"
     passes: Callable[[AlgorithmConfig, int], int] = one_training
     note: Callable[[AlgorithmConfig, int], str] = no_note
+    tasks: frozenset[str] = frozenset({"classification", "segmentation"})
 
     def __reduce__(self) -> tuple[object, ...]:
         # A worker process finds the algorithm by its name in its own registry; the halves need not be picklable.

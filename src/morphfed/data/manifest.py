@@ -43,9 +43,10 @@ _FIX = "correct the rows named above, or draft the manifest again with: morphfed
 class Manifest:
     """Rows of images and the folder that their paths are relative to.
 
-    The columns, in this order, are those of ``COLUMNS`` (docs/explanation/architecture.md); others that a
-    user added are kept behind them; one of these has a meaning, ``mask``, a path as ``path`` is. Text columns hold ``str`` or ``None``, ``um_per_px`` float64 with NaN,
-    ``width`` and ``height`` nullable ``Int64``: the same under pandas 2 and 3. The index is 0 … n-1.
+    The columns, in this order, are those of ``COLUMNS`` (docs/explanation/architecture.md); others that a user
+    added are kept behind them; one of these has a meaning, ``mask``, a path as ``path`` is. Text columns hold
+    ``str`` or ``None``, ``um_per_px`` float64 with NaN, ``width`` and ``height`` nullable ``Int64``: the same
+    under pandas 2 and 3. The index is 0 … n-1.
 
     Args:
         frame: the rows; columns are put in order and cast to the types above.

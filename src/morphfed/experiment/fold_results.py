@@ -14,7 +14,8 @@ from morphfed.evaluation.compare import compare_pairs, summarise
 from morphfed.evaluation.folds import FoldScores, fold_matrix, fold_pairs
 from morphfed.experiment.environment import describe
 from morphfed.experiment.folds import fold_study, hold_out
-from morphfed.experiment.results import PRIMARY, SCHEMA, build_results, describe_data, describe_study
+from morphfed.experiment.results import SCHEMA, build_results, describe_data, describe_study
+from morphfed.experiment.tasks import study_task
 from morphfed.experiment.train_unit import is_done, read_unit
 from morphfed.experiment.units import fold_folder, units_of_fold
 
@@ -121,7 +122,7 @@ def _joined(
     scores: FoldScores,
     folds: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    study = resolved.study
+    study, primary = resolved.study, study_task(resolved.study).primary
     entries = [_unit(unit, run) for unit in units if is_done(unit, run)]
     kinds = {str(e["model"]): str(e["algorithm"]) for e in entries if e["algorithm"] != "local"}
     centralised = [model for model, algorithm in kinds.items() if algorithm == "centralised"]
@@ -143,9 +144,9 @@ def _joined(
             {"arm": arm, "held_out": site, "model": best}
             for arm in scores.local_arms
             for site in sites
-            if (best := scores.best_local(arm, site, PRIMARY))
+            if (best := scores.best_local(arm, site, primary))
         ],
-        "cross_site": fold_matrix(scores, PRIMARY),
+        "cross_site": fold_matrix(scores, primary),
         "comparisons": compare_pairs(scores, fold_pairs(scores, centralised, federated)),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from morphfed.core.errors import ConfigError, DataError, StorageError
+from morphfed.core.errors import DataError, StorageError
 from morphfed.core.files import read_json, sha256_file, write_json, writing
 from morphfed.core.progress import Reporter, silent
 from morphfed.data.cache import ImageStore, Picture
-from morphfed.data.manifest import Manifest
+from morphfed.data.manifest import SPLITS, Manifest
 from morphfed.data.ontology import load_ontology
 from morphfed.data.scale import SiteScale, crop_side
-from morphfed.experiment.assemble import column, draft_sites, label_and_split, site_scales
+from morphfed.experiment.assemble import column, draft_sites, site_scales
+from morphfed.experiment.tasks import study_task
 from morphfed.training.dataset import ImageSet
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ DATA = "data.json"
 MANIFEST = "manifest.parquet"
 UNKNOWN = "unknown"
 """Part of a site's images that show none of the study's classes; only with ``evaluation.unknown``."""
-NO_CLASS = -1
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def prepare(
     store = ImageStore(cache, size=study.data.image_size, pad=study.data.pad)
     if not (run / DATA).is_file():
         manifest, notes = draft_sites(study, study_folder, report=report)
-        manifest, left_out, split_notes = label_and_split(manifest, study, report=report)
+        manifest, left_out, split_notes = study_task(study).select(manifest, study, report=report)
         scales = site_scales(manifest, study, report=report)
         manifest = manifest.write(run / MANIFEST)
         _write_prepared(study, manifest, left_out, scales, store, run, notes, split_notes)
@@ -98,7 +98,6 @@ def _write_prepared(
     strange = _strange(frame, study)
     frame = frame.assign(split=frame["split"].mask(strange, UNKNOWN))
     frame = frame[frame["class"].notna() | strange].reset_index(drop=True)
-    index = {name: i for i, name in enumerate(study.classes)}
     own = frame["um_per_px"].to_numpy(dtype=float)
     site_scale = frame["site"].map({s: scale.um_per_px for s, scale in scales.items()}).to_numpy(dtype=float)
     um_per_px = np.where(np.isnan(own), site_scale, own)
@@ -110,10 +109,10 @@ def _write_prepared(
     clusters = [p if p is not None else i for p, i in zip(column(frame, "patient"), ids, strict=True)]
     prepared = frame[["path", "site", "split", "sha256", "source_label"]].copy()
     prepared["id"], prepared["cluster"] = ids, clusters
-    prepared["label"] = [NO_CLASS if name is None else index[name] for name in column(frame, "class")]
     prepared["kind"] = frame["label"]
     prepared["crop_px"] = np.array([np.nan if crop is None else crop for crop in crops])
     prepared["key"] = pd.Series(keys, dtype=object)
+    prepared = study_task(study).with_targets(prepared, frame.assign(um_per_px=um_per_px), study)
     with writing(run / PREPARED) as temporary:
         prepared.to_parquet(temporary, index=False)
     info = {
@@ -155,13 +154,6 @@ def _site_info(
 ) -> dict[str, Any]:
     strange = prepared[(prepared["site"] == site) & (prepared["split"] == UNKNOWN)]
     here = prepared[(prepared["site"] == site) & (prepared["split"] != UNKNOWN)]
-    counts = {
-        name: {
-            part: int(((here["label"] == i) & (here["split"] == part)).sum())
-            for part in ("train", "validation", "test")
-        }
-        for i, name in enumerate(study.classes)
-    }
     patients = rows.frame.loc[rows.frame["class"].notna(), "patient"]
     known = bool(patients.notna().all()) and len(patients) > 0
     sizes = rows.frame[["width", "height"]].dropna()
@@ -172,7 +164,7 @@ def _site_info(
         "n": len(here),
         "patients": int(patients.nunique()) if known else None,
         "cluster_unit": "patient" if known else "image",
-        "classes": counts,
+        **study_task(study).counts(here, study),
         "left_out": [
             {"source_label": own, "n": n, "why": why} for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
         ],
@@ -220,24 +212,38 @@ def load_prepared(
     ]
     info: dict[str, dict[str, Any]] = saved["sites"]
     notes = list(saved["notes"])
-    failed: dict[str, str] = {}
     if build:
         done = store.ensure(pictures, workers=workers, report=report)
-        failed = done.failed
         if done.rebuilt:
             notes.append(f"cache: {done.rebuilt} damaged pictures were made again")
     readable = frame["key"].isin(store.keys())
-    _note_unreadable(frame[~readable], info, failed)
+    _note_unreadable(frame[~readable], info, study)
     frame = frame[readable].reset_index(drop=True)
+    targets = study_task(study).targets(frame, study, run, cache, report=report, workers=workers, build=build)
     rows = store.rows_of(frame["key"])
-    sets = {site: _parts(frame, rows, store, site, len(study.classes)) for site in study.sites}
+
+    def images(here: NDArray[np.bool_]) -> ImageSet:
+        part = frame[here]
+        ids, clusters = (part[name].to_numpy(dtype=object) for name in ("id", "cluster"))
+        return targets(part, store=store, rows=rows[here], ids=ids, clusters=clusters)
+
+    def parts(site: str) -> dict[str, ImageSet]:
+        mine = (frame["site"] == site).to_numpy()
+        return {split: images(mine & (frame["split"] == split).to_numpy()) for split in SPLITS}
+
+    sets = {site: parts(site) for site in study.sites}
     refuse_untrainable(sets, study)
     units = {site: str(block["cluster_unit"]) for site, block in info.items()}
     split_notes = list(saved.get("split_notes", ()))
-    return Prepared(sets, units, info, notes, split_notes, _unknown(frame, rows, store, study))
+    unknown = {}
+    for site in study.sites if study.evaluation.unknown else ():
+        here = ((frame["site"] == site) & (frame["split"] == UNKNOWN)).to_numpy()
+        if here.any():
+            unknown[site] = (images(here), frame["kind"][here].to_numpy().astype(str))
+    return Prepared(sets, units, info, notes, split_notes, unknown)
 
 
-def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], failed: Mapping[str, str]) -> None:
+def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], study: Study) -> None:
     for site, rows in lost.groupby("site"):
         block = info[str(site)]
         for kind in rows.loc[rows["split"] == UNKNOWN, "kind"]:
@@ -245,45 +251,9 @@ def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], failed
         block["unreadable"] = sorted(Path(p).name for p in rows["path"])
         rows = rows[rows["split"] != UNKNOWN]
         block["n"] -= len(rows)
-        for label, split in zip(rows["label"], rows["split"], strict=True):
-            name = list(block["classes"])[int(label)]
-            block["classes"][name][split] -= 1
+        study_task(study).uncount(block, rows)
         for label, n in Counter(rows["source_label"]).items():
             block["left_out"].append({"source_label": label, "n": n, "why": "the file cannot be read"})
-
-
-def _parts(
-    frame: pd.DataFrame, rows: np.ndarray[Any, np.dtype[np.int64]], store: ImageStore, site: str, classes: int
-) -> dict[str, ImageSet]:
-    parts = {}
-    for split in ("train", "validation", "test"):
-        here = ((frame["site"] == site) & (frame["split"] == split)).to_numpy()
-        parts[split] = _image_set(frame[here], rows[here], store, classes)
-    return parts
-
-
-def _unknown(
-    frame: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, study: Study
-) -> dict[str, tuple[ImageSet, NDArray[np.str_]]]:
-    found = {}
-    for site in study.sites if study.evaluation.unknown else ():
-        here = ((frame["site"] == site) & (frame["split"] == UNKNOWN)).to_numpy()
-        if here.any():
-            part = frame[here]
-            images = _image_set(part, rows[here], store, len(study.classes))
-            found[site] = (images, part["kind"].to_numpy().astype(str))
-    return found
-
-
-def _image_set(part: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, classes: int) -> ImageSet:
-    return ImageSet(
-        store=store,
-        rows=rows,
-        labels=part["label"].to_numpy(dtype=np.int64),
-        classes=classes,
-        ids=part["id"].to_numpy(dtype=object),
-        clusters=part["cluster"].to_numpy(dtype=object),
-    )
 
 
 def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study) -> None:
@@ -291,7 +261,7 @@ def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study)
 
     Raises:
         DataError: names the site.
-        ConfigError: all training images are of one class.
+        ConfigError: there is nothing to tell apart in all training images together.
     """
     for site in study.training_sites:
         if len(sets[site]["train"]) < 2:
@@ -302,9 +272,4 @@ def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study)
     for site in study.held_out:
         if len(sets[site]["test"]) == 0:
             raise DataError(f"Held-out site '{site}' has no readable image.", fix="check its folder.")
-    counts = np.sum([sets[site]["train"].class_counts for site in study.training_sites], axis=0)
-    if np.count_nonzero(counts) < 2:
-        without = f" without {', '.join(study.held_out)}" if study.held_out else ""
-        raise ConfigError(
-            f"All training images{without} are of one class.", fix="name other classes, or bring other sites."
-        )
+    study_task(study).refuse([sets[site]["train"] for site in study.training_sites], study)

@@ -11,6 +11,7 @@ from morphfed.core.errors import ConfigError
 from morphfed.experiment.environment import cores as available_cores
 from morphfed.experiment.features import wants_features
 from morphfed.experiment.study import Arm, Study
+from morphfed.experiment.tasks import study_task
 from morphfed.experiment.units import units_of
 
 FREE = ("seeds", "arms", "evaluation", "name", "model", "train", "federation")
@@ -81,7 +82,7 @@ class Resolved:
         try:
             network = build(
                 arm.model,
-                classes=len(self.study.classes),
+                classes=study_task(self.study).outputs(self.study),
                 image_size=self.study.data.image_size,
                 seed=0,
                 folder=self.folder,

@@ -33,8 +33,8 @@ class SiteConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source adapter")
     mask_values: dict[str, int | tuple[int, ...]] = Field(
         default_factory=dict,
-        description="structure = its value, or list of values, in this site's masks; empty: the source's, else the k-th "
-        "structure is k; with task = 'segmentation'",
+        description="structure = its value, or list of values, in this site's masks; empty: the source's, else the "
+        "k-th structure is k; with task = 'segmentation'",
     )
 
 
@@ -228,7 +228,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, dict[s
     values = override(read_toml(path), overrides)
     study = validate(Study, values, where=str(path))
     _check_sites(study, path)
-    return study, {name: resolve_arm(study, name, where=str(path)) for name in study.arms}
+    arms = {name: resolve_arm(study, name, where=str(path)) for name in study.arms}
+    from morphfed.experiment.tasks import study_task
+
+    study_task(study).check(study, arms, where=str(path))
+    return study, arms
 
 
 def _check_sites(study: Study, path: Path) -> None:
@@ -244,9 +248,6 @@ def _check_sites(study: Study, path: Path) -> None:
         raise ConfigError(f"{path}: every site is held out.", fix="leave at least one site to train.")
     if not study.arms:
         raise ConfigError(f"{path}: no arm is named.", fix="add for example [arms.fedavg].")
-    from morphfed.data.ontology import load_ontology
-
-    load_ontology().resolve_classes(study.classes)
 
 
 def _check_each(study: Study, path: Path) -> None:

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from morphfed.core.files import read_json, sha256_file, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.seeding import derive
 from morphfed.core.types import Spec, Tensors, nbytes
-from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
-from morphfed.evaluation.predictions import Predictions, write_predictions
-from morphfed.evaluation.unknown import Strangers, write_strangers
 from morphfed.experiment.features import on_features
+from morphfed.experiment.tasks import study_task
+from morphfed.experiment.tasks.base import Trained
 from morphfed.experiment.units import POOLED, Unit
 from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import Outcome, RoundLoop
 from morphfed.federation.reject import choose_threshold
-from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
+from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace, under
 from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
@@ -39,15 +36,11 @@ from morphfed.training.trainer import Trainer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
-
     from morphfed.algorithms.base import SiteHalf
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.study import Arm, Study
 
 DONE = "unit.json"
-ADAPTED = "adapted.parquet"
-STRANGERS = "unknown.parquet"
 _NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
 
 
@@ -76,11 +69,11 @@ def train_unit(
         FederationError: a round lost its quorum.
         StorageError: something could not be written; what was saved before stays.
     """
-    folder = unit.folder(run)
+    folder, task = unit.folder(run), study_task(study)
     device = torch.device(study.compute.device)
     backbone = build(
         arm.model,
-        classes=len(study.classes),
+        classes=task.outputs(study),
         image_size=study.data.image_size,
         seed=derive(unit.seed, "weights"),
         folder=study_folder,
@@ -92,7 +85,7 @@ def train_unit(
     stored = on_features(backbone, arm, prepared, study, report=report)
     if stored is not None:  # the rounds see the head alone; what is saved is the whole network
         model, prepared = stored.model, stored.prepared
-    trainer = Trainer(arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed)
+    trainer = Trainer(arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed, task=task.task)
     layout = Layout.of(model, backbone.head)
     # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
@@ -117,12 +110,8 @@ def train_unit(
     chosen = (
         (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
     )
-    found, strangers, adapted = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
-    write_predictions(folder / "predictions.parquet", found)
-    if adapted:
-        write_predictions(folder / ADAPTED, adapted)
-    if study.evaluation.unknown:
-        write_strangers(folder / STRANGERS, strangers, study.classes)
+    tested = _tested(unit, arm, study, prepared, trainer, workspace, *chosen)
+    task.predict(Trained(unit, study, arm, prepared, trainer, workspace, tested, folder))
     transport.load_site_states(chosen[1])
     settled = _settle(unit, study, transport, outcome, chosen[0])
     _finish(unit, study, arm, outcome, backbone.module, layout, folder, settled, [stored.note] if stored else [])
@@ -142,7 +131,7 @@ def _sites(
         uploads,
         UPLOAD_METRICS | arm.algorithm.numbers,
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}",
-        VALIDATION_METRICS,
+        study_task(study).task.validation,
         _statistics(study, arm),
     )
     keep = arm.train.optimizer_state == "keep" or (arm.train.optimizer_state == "auto" and not unit.moves)
@@ -156,7 +145,7 @@ def _sites(
             workspace=workspace,
             half=arm.algorithm.site(arm.config),
             gate=EgressGate(name, declaration, folder / "ledger.jsonl" if unit.moves else None),
-            measure=validation_metrics,
+            measure=study_task(study).validation_metrics,
             keep_optimizer=keep,
         )
 
@@ -170,20 +159,9 @@ def _sites(
 
 def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
     """Sums that may leave a site outside the rounds: none unless the study asks for what they are needed for."""
-    counts = class_counts(len(study.classes)) if arm.train.loss.prior == "federation" else {}
+    counts = class_counts(study_task(study).outputs(study)) if arm.train.loss.prior == "federation" else {}
     losses = temperature_losses() if study.evaluation.calibrate == "temperature" else {}
     return counts | losses | (confidence_counts() if study.evaluation.unknown else {})
-
-
-def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
-    """What a site reports of its validation part each round: balanced accuracy, macro-F1, and mean log loss."""
-    counts = confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
-    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return {
-        "balanced_accuracy": float(balanced_accuracy(counts)),
-        "macro_f1": float(macro_f1(counts)),
-        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
-    }
 
 
 def _full(initial: Tensors, *parts: Tensors) -> Tensors:
@@ -202,7 +180,7 @@ def _save_models(
         "morphfed": json.dumps(
             {
                 "architecture": arm.model.model_dump(mode="json", exclude={"weights"}),
-                "classes": list(study.classes),
+                **study_task(study).card(study),
                 "image_size": study.data.image_size,
                 "field_um": study.data.field_um,
                 "mean": backbone.mean,
@@ -223,7 +201,7 @@ def _save_models(
             weights.save(folder / "sites" / site / f"{name}.safetensors", state, card)
 
 
-def _predict(
+def _tested(
     unit: Unit,
     arm: Arm,
     study: Study,
@@ -232,10 +210,8 @@ def _predict(
     workspace: Workspace,
     model: Tensors,
     sites: dict[str, Tensors],
-) -> tuple[dict[str, Predictions], dict[str, Strangers], dict[str, Predictions]]:
-    """What the model says of each site's test images; of cells of none of the classes; and of the former, adapted."""
-    found, strangers, adapted = {}, {}, {}
-    views = study.evaluation.views
+) -> Iterator[tuple[str, ImageSet]]:
+    """Each site whose test images the unit predicts, with the network filled as that site would use it."""
     half = arm.algorithm.site(arm.config)
     for name in study.sites:
         data = prepared.sets[name]["test"]
@@ -244,40 +220,7 @@ def _predict(
             continue
         workspace.load(model)
         _load_own(workspace, trainer, data, half, sites.get(name))
-        found[name] = Predictions(
-            classes=study.classes,
-            ids=data.ids.astype(str),
-            labels=data.labels,
-            probabilities=trainer.predict(workspace.model, data, views=views),
-            clusters=data.clusters.astype(str),
-            cluster_unit="patient" if prepared.cluster_units[name] == "patient" else "image",
-        )
-        if name in prepared.unknown:
-            images, kinds = prepared.unknown[name]
-            probabilities = trainer.predict(workspace.model, images, views=views)
-            strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
-        if name in study.held_out and _adapts(study, arm, workspace):
-            with _restored(workspace):
-                trainer.restimate_norms(workspace.model, data)
-                again = trainer.predict(workspace.model, data, views=views)
-            adapted[name] = replace(found[name], probabilities=again)
-    return found, strangers, adapted
-
-
-def _adapts(study: Study, arm: Arm, workspace: Workspace) -> bool:
-    """Whether batch norms are re-estimated; site-local ones are at every newcomer, with or without being asked."""
-    asked = study.evaluation.adapt == "norms" and arm.model.norm != "local"
-    return asked and any(True for _ in batch_norms(workspace.model))
-
-
-@contextmanager
-def _restored(workspace: Workspace) -> Iterator[None]:
-    """Give the network back as it was: statistics of layers that are not trained are in nobody's tensors."""
-    before = {name: tensor.clone() for name, tensor in workspace.model.state_dict().items()}
-    try:
-        yield
-    finally:
-        workspace.model.load_state_dict(before)
+        yield name, data
 
 
 def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: SiteHalf, state: Tensors | None) -> None:

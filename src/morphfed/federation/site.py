@@ -33,8 +33,8 @@ VALIDATION_METRICS = Classification.validation
 """Means over a site's validation part that leave it after each round of a classification."""
 
 Measure = Callable[["NDArray[Any]", "NDArray[Any]"], dict[str, float]]
-"""Truth and answers, ``(N, ...)`` each, → named validation metrics: labels ``(N,)`` and probabilities ``(N, C)``, or masks
-``(N, S, S)`` both."""
+"""Truth and answers, ``(N, ...)`` each, → named validation metrics: labels ``(N,)`` and probabilities ``(N, C)``, or
+masks ``(N, S, S)`` both."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task. Images, optimisers, rounds and what leaves a site are the same for all tasks."""
+"""What the training loop asks of a task. Optimisers, rounds and what leaves a site are the same for all tasks."""
 
 from __future__ import annotations
 

@@ -75,10 +75,12 @@ class MaskSet(ImageSet):
         classes: background and structures, C.
         masks: where the masks are, uint8 ``(N, S, S)``.
         present: bool ``(N, C - 1)``, which structures the file of each mask shows.
+        um_per_px: float ``(N,)``, micrometres per pixel as stored; NaN where the scale is not known.
     """
 
     masks: Gather
     present: NDArray[np.bool_]
+    um_per_px: NDArray[np.float64]
 
     def batch(self, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images as those of the base class, and masks uint8 ``(n, S, S)``."""
@@ -92,7 +94,8 @@ class MaskSet(ImageSet):
     def _pixels(self) -> NDArray[np.int64]:
         found = np.zeros(self.classes, dtype=np.int64)
         for start in range(0, len(self), _AT_ONCE):
-            found += np.bincount(self.masks.gather(self.labels[start : start + _AT_ONCE]).ravel(), minlength=self.classes)
+            some = self.masks.gather(self.labels[start : start + _AT_ONCE])
+            found += np.bincount(some.ravel(), minlength=self.classes)
         return found
 
     @property

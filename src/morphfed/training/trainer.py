@@ -247,7 +247,9 @@ class Trainer:
         """Class probabilities, float32 ``(N, C)``, in the order of ``data``; of masks see :meth:`answers`."""
         return self.answers(model, data, views=views, batch_size=batch_size)
 
-    def answers(self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = _PREDICTED) -> NDArray[Any]:
+    def answers(
+        self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = _PREDICTED
+    ) -> NDArray[Any]:
         """The task's answer to each image, ``(N, ...)``, in the order of ``data``.
 
         Args:
