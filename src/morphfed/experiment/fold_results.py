@@ -83,7 +83,7 @@ def _recalls(site: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for unit in results["arms"]:
         # A method may have no model for a site that took no part: it is not judged there.
         if unit["algorithm"] != "local" and site in unit["sites"]:
-            for name, block in unit["sites"][site]["per_class"].items():
+            for name, block in unit["sites"][site].get("per_class", {}).items():
                 entries.setdefault((unit["model"], name), []).append(block)
     return [
         {

@@ -23,8 +23,14 @@ LEAST_SIDE = 192
 """Small pictures are enlarged to this side, so that an outline is a thin line."""
 
 TRUTH = (255, 255, 255)
-DRAWN = ((0, 114, 178), (230, 97, 0), (0, 158, 115), (204, 121, 167), (240, 228, 66))
-"""Colours of the structures in turn (Okabe and Ito's, told apart also by most colour-blind readers)."""
+DRAWN = {
+    "blue": (0, 90, 255),
+    "orange": (230, 97, 0),
+    "green": (0, 158, 115),
+    "pink": (204, 121, 167),
+    "yellow": (240, 228, 66),
+}
+"""Colours of the structures in turn, after Okabe and Ito: told apart also by most colour-blind readers."""
 
 
 def overlays(cases: Cases, data: MaskSet, drawn: Mapping[str, NDArray[np.uint8]]) -> list[dict[str, Any]]:
@@ -69,6 +75,7 @@ def with_outlines(
     """
     factor = max(1, -(-LEAST_SIDE // picture.shape[0]))
     canvas = picture.repeat(factor, axis=0).repeat(factor, axis=1).copy()
+    colours = list(DRAWN.values())
     if drawn is None:
         truth, drawn = None, truth
     for mask, plain in ((truth, True), (drawn, False)):
@@ -76,7 +83,7 @@ def with_outlines(
             continue
         large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
         for k in range(1, int(mask.max()) + 1):
-            canvas[_outline(large == k)] = TRUTH if plain else DRAWN[(k - 1) % len(DRAWN)]
+            canvas[_outline(large == k)] = TRUTH if plain else colours[(k - 1) % len(colours)]
     return data_uri(canvas)
 
 

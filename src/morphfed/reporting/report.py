@@ -11,6 +11,7 @@ from morphfed.reporting.blocks import Page, Section, number
 from morphfed.reporting.folds import summarise_folds
 from morphfed.reporting.results import Results, load
 from morphfed.reporting.summary import Summary, summarise
+from morphfed.reporting.tasks import kind_of
 
 
 def write_report(results: Mapping[str, Any] | Path, out: Path) -> Path:
@@ -77,6 +78,7 @@ def build(results: Results) -> list[Section]:
         methods,
         mistakes,
         outcome,
+        structures,
         unknown,
     )
 
@@ -96,6 +98,8 @@ def build(results: Results) -> list[Section]:
         differences.comparisons,
         learning.learning,
         outcome.cross_site,
+        structures.structures,
+        structures.overlays,
         classes.classes,
         certainty.certainty,
         unknown.unknown,
@@ -121,5 +125,4 @@ def describe(results: Results) -> str:
         text = f"{arms} compared over {counted(len(results.folds), 'site')}, each held out once while the others train"
     elif results.held_out:
         text += f" and {counted(len(results.held_out), 'held-out site')}"
-    classes = counted(len(results.classes), "cell class", "cell classes")
-    return f"{text}: {classes}, {counted(len(results.seeds), 'seed')}."
+    return f"{text}: {kind_of(results).about(results)}, {counted(len(results.seeds), 'seed')}."

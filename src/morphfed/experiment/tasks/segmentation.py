@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +23,7 @@ from morphfed.evaluation.scores import Scores, UnitPredictions
 from morphfed.evaluation.site import Role
 from morphfed.experiment.assemble import column
 from morphfed.experiment.masks import select_masks, values_of
-from morphfed.experiment.overlays import overlays, with_outlines
+from morphfed.experiment.overlays import DRAWN, overlays, with_outlines
 from morphfed.experiment.tasks.base import LeftOut, MakeSet, StudyTask, Trained
 from morphfed.models.backbone import draws_masks
 from morphfed.models.tuning import FULL
@@ -78,7 +79,8 @@ class SegmentationStudy(StudyTask):
 
     def describe(self, study: Study) -> dict[str, Any]:
         """The structures; a study of masks has no classes."""
-        return {"classes": [], "structures": list(study.structures)}
+        colours = dict(zip(study.structures, cycle(DRAWN), strict=False))
+        return {"classes": [], "structures": list(study.structures), "colours": colours}
 
     def card(self, study: Study) -> dict[str, Any]:
         """Outputs of each pixel by name."""
@@ -205,7 +207,7 @@ class SegmentationStudy(StudyTask):
                 um_per_px=data.um_per_px,
             )
         with writing(trained.folder / MASKS) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, **drawn)
+            np.savez_compressed(file, **drawn)  # type: ignore[arg-type]  # no site is called allow_pickle
         write_cases(trained.folder / CASES, found)
 
     def judge(

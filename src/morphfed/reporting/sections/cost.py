@@ -75,7 +75,10 @@ def _available(r: Results, by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -
 
 def training_images(r: Results, site: str) -> int:
     """Images of a site's training part."""
-    return sum(int((c or {}).get("train") or 0) for c in (r.sites.get(site, {}).get("classes") or {}).values())
+    block = r.sites.get(site, {})
+    if "parts" in block:
+        return int(block["parts"].get("train") or 0)
+    return sum(int((c or {}).get("train") or 0) for c in (block.get("classes") or {}).values())
 
 
 def _budget_sentence(r: Results) -> str:
