@@ -93,13 +93,22 @@ def build(results: Results) -> list[Section]:
         cost.cost,
         methods.methods,
     )
-    of_study = (
+    of_masks = (
         outcome.arms_by_sites,
         differences.comparisons,
         learning.learning,
         outcome.cross_site,
         structures.structures,
         structures.overlays,
+        data.data,
+        cost.cost,
+        methods.methods,
+    )
+    of_classes = (
+        outcome.arms_by_sites,
+        differences.comparisons,
+        learning.learning,
+        outcome.cross_site,
         classes.classes,
         certainty.certainty,
         unknown.unknown,
@@ -110,6 +119,7 @@ def build(results: Results) -> list[Section]:
         cost.cost,
         methods.methods,
     )
+    of_study = of_masks if results.task == "segmentation" else of_classes
     sections = [s for s in (make(page) for make in (of_folds if results.folds else of_study)) if s is not None]
     number(sections)
     return sections
