@@ -88,6 +88,8 @@ def test_validation_is_the_mean_over_cases_then_structures() -> None:
     dice = m.dice(*m.overlaps(truth, drawn, 2))
     expected = np.mean([np.nanmean(dice[:, k]) for k in range(2)])
     assert m.validation_metrics(truth, drawn)["dice"] == pytest.approx(expected)
+    nothing = np.zeros((2, 4, 4), dtype=np.uint8)
+    assert m.validation_metrics(nothing, nothing) == {}  # such a site does not choose the round
 
 
 def cases(seed: int, n: int = 30, *, patients: int | None = None, scale: float = 0.1) -> Cases:

@@ -28,7 +28,7 @@ seeds = [0]
 root = "."
 image_size = 32
 field_um = 0
-check = false
+check = true
 split = { train = 0.5, validation = 0.2, test = 0.3, copies_together = false }
 
 [sites]

@@ -90,8 +90,9 @@ def mean_over_structures(values: Floats) -> Floats:
 
 
 def validation_metrics(truth: Masks, predicted: Masks) -> dict[str, float]:
-    """Mean Dice and IoU of a site's validation part: over cases, then over structures."""
+    """Mean Dice and IoU of a site's validation part: over cases, then over structures; nothing without a structure."""
     structures = max(1, int(truth.max()), int(predicted.max()))  # one that neither shows is not defined anyhow
     pixels = overlaps(truth, predicted, structures)
     found = {"dice": dice(*pixels), "iou": iou(*pixels)}
-    return {name: float(mean_over_structures(mean_over_cases(values))) for name, values in found.items()}
+    means = {name: float(mean_over_structures(mean_over_cases(values))) for name, values in found.items()}
+    return {name: mean for name, mean in means.items() if np.isfinite(mean)}
