@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from morphfed.core.errors import DataError
 from morphfed.core.progress import Reporter, silent, tracked
 from morphfed.data.manifest import MASK, Manifest
@@ -18,8 +20,11 @@ from morphfed.experiment.assemble import column, split
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
+
     from morphfed.experiment.study import SiteConfig, Study
 
+LeftOut = dict[str, Counter[tuple[str, str]]]
 NO_MASK = "it has no mask"
 _NAMED = 3
 
@@ -36,7 +41,7 @@ def values_of(structures: Sequence[str], site: SiteConfig, source: str | None) -
 
 def select_masks(
     manifest: Manifest, study: Study, *, look: bool, report: Reporter = silent
-) -> tuple[Manifest, dict[str, Counter[tuple[str, str]]], list[str]]:
+) -> tuple[Manifest, LeftOut, list[str], list[str]]:
     """Look at every mask, and assign the parts to the images that have one which can be used.
 
     Args:
@@ -48,7 +53,7 @@ def select_masks(
     Returns:
         The manifest with ``split``, ``class`` (what the split is stratified by; null without a usable mask),
         ``mask_sha256`` and, for each structure, ``px/NAME``, the pixels of its file that show it; what was left out by
-        site; sentences that name files.
+        site; sentences of the split; sentences that name files.
 
     Raises:
         DataError: a site has no usable mask; says why.
@@ -60,7 +65,7 @@ def select_masks(
         frame[MASK] = None
     facts = _facts(Manifest(frame, manifest.root), study, report)
     names = [None if path is None else PurePosixPath(path).name for path in column(frame, MASK)]
-    left_out: dict[str, Counter[tuple[str, str]]] = {site: Counter() for site in study.sites}
+    left_out: LeftOut = {site: Counter() for site in study.sites}
     odd: dict[tuple[str, str], list[str]] = defaultdict(list)
     strata: list[str | None] = []
     for site, own, node, name, fact in zip(
@@ -83,7 +88,7 @@ def select_masks(
     _refuse_empty(frame, study, left_out, odd)
     divided, notes = split(Manifest(frame, manifest.root), study, look=look, report=report)
     said = [_sentence(site, problem, files) for (site, problem), files in odd.items()]
-    return divided, left_out, [*notes, *said, *_absent(frame, study)]
+    return divided, left_out, notes, [*said, *_absent(frame, study)]
 
 
 def _facts(manifest: Manifest, study: Study, report: Reporter) -> list[MaskFacts | None]:
@@ -95,20 +100,18 @@ def _facts(manifest: Manifest, study: Study, report: Reporter) -> list[MaskFacts
         except DataError as cause:
             raise DataError(f"Site '{site}' (source {source}): {cause.message}", fix=cause.fix) from cause
 
-    def one(row: int) -> MaskFacts | None:
-        path, site, source = masks[row], frame["site"][row], frame["source"][row]
-        size = (frame["width"][row], frame["height"][row])
-        if path is None or any(v != v or v is pd.NA for v in size):
-            return (
-                None if path is None else MaskFacts(None, problem="the file cannot be read", detail=frame["path"][row])
-            )
-        return look(manifest.file(path), (int(size[0]), int(size[1])), known[site, source])
+    def one(row: tuple[str | None, str, str, str, float, float]) -> MaskFacts | None:
+        mask, path, site, source, width, height = row
+        if mask is None:
+            return None
+        if width != width or height != height:  # the image has no size: it is no picture
+            return MaskFacts(None, problem="the image cannot be read", detail=path)
+        return look(manifest.file(mask), (int(width), int(height)), known[site, source])
 
-    import pandas as pd
-
-    masks = column(frame, MASK)
+    sizes = [frame[name].to_numpy(dtype=float, na_value=np.nan) for name in ("width", "height")]
+    rows = list(zip(column(frame, MASK), frame["path"], frame["site"], frame["source"], *sizes, strict=True))
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
-        return list(tracked(pool.map(one, range(len(frame))), report, "masks", "looking at masks", total=len(frame)))
+        return list(tracked(pool.map(one, rows), report, "masks", "looking at masks", total=len(rows)))
 
 
 def _sentence(site: str, problem: str, files: Sequence[str]) -> str:
@@ -116,12 +119,7 @@ def _sentence(site: str, problem: str, files: Sequence[str]) -> str:
     return f"{site}: {len(files)} × {problem} ({'; '.join(files[:_NAMED])}{more})"
 
 
-def _refuse_empty(
-    frame: object, study: Study, left_out: dict[str, Counter[tuple[str, str]]], odd: dict[tuple[str, str], list[str]]
-) -> None:
-    import pandas as pd
-
-    assert isinstance(frame, pd.DataFrame)
+def _refuse_empty(frame: pd.DataFrame, study: Study, left_out: LeftOut, odd: dict[tuple[str, str], list[str]]) -> None:
     counts = Counter(frame["site"][frame["class"].notna()])
     for site in study.sites:
         if counts[site]:
@@ -139,11 +137,8 @@ def _refuse_empty(
         )
 
 
-def _absent(frame: object, study: Study) -> list[str]:
+def _absent(frame: pd.DataFrame, study: Study) -> list[str]:
     """Structures that no usable mask of a site shows."""
-    import pandas as pd
-
-    assert isinstance(frame, pd.DataFrame)
     usable = frame[frame["class"].notna()]
     said = []
     for site in study.sites:

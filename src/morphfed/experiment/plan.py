@@ -36,7 +36,9 @@ def plan_study(
     study, arms = load_study(study_file, overrides)
     resolved = resolve(study, arms, study_file.parent)
     manifest, notes = draft_sites(study, study_file.parent, report=report)
-    manifest, left_out, split_notes = study_task(study).select(manifest, study, look=False, report=report)
+    chosen = study_task(study).select(manifest, study, look=False, report=report)
+    manifest, left_out, split_notes = chosen.manifest, chosen.left_out, list(chosen.split_notes)
+    notes += chosen.notes
     if study.data.split.copies_together:
         split_notes.append("the run will look for near-duplicates first, which may move a few images between parts")
     frame = manifest.frame[manifest.frame["class"].notna()]

@@ -75,10 +75,11 @@ def prepare(
     store = ImageStore(cache, size=study.data.image_size, pad=study.data.pad)
     if not (run / DATA).is_file():
         manifest, notes = draft_sites(study, study_folder, report=report)
-        manifest, left_out, split_notes = study_task(study).select(manifest, study, report=report)
-        scales = site_scales(manifest, study, report=report)
-        manifest = manifest.write(run / MANIFEST)
-        _write_prepared(study, manifest, left_out, scales, store, run, notes, split_notes)
+        chosen = study_task(study).select(manifest, study, report=report)
+        scales = site_scales(chosen.manifest, study, report=report)
+        manifest = chosen.manifest.write(run / MANIFEST)
+        notes += chosen.notes
+        _write_prepared(study, manifest, chosen.left_out, scales, store, run, notes, chosen.split_notes)
     return load_prepared(study, run, cache, report=report, workers=workers)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,6 +33,23 @@ LeftOut = dict[str, Counter[tuple[str, str]]]
 
 MakeSet = Callable[..., "ImageSet"]
 """Prepared rows, and ``store``, ``rows``, ``ids``, ``clusters`` of an image set → the set with its targets."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Which images of a study take part, and where.
+
+    Attributes:
+        manifest: with ``split`` and ``class`` (null for an image that takes no part).
+        left_out: by site.
+        split_notes: sentences of the split, each beginning with its site's name.
+        notes: other sentences.
+    """
+
+    manifest: Manifest
+    left_out: LeftOut
+    split_notes: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -91,9 +108,7 @@ class StudyTask(ABC):
 
     # ── the data ────────────────────────────────────────────────────────────────────────────────────────────
     @abstractmethod
-    def select(
-        self, manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent
-    ) -> tuple[Manifest, LeftOut, list[str]]:
+    def select(self, manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent) -> Selected:
         """Decide which images take part, and in which part.
 
         Args:
@@ -102,9 +117,8 @@ class StudyTask(ABC):
             look: read the training sites' images so that near-duplicates stay on one side of the split.
             report: progress.
 
-        Returns:
-            The manifest with ``split`` and ``class`` (null for an image that takes no part); what was left out; and
-            sentences of the split.
+        Raises:
+            DataError: a site has no image that can be used; names it.
         """
 
     @abstractmethod

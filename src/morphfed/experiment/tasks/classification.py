@@ -20,7 +20,7 @@ from morphfed.evaluation.site import Role, adaptation, calibration_error, evalua
 from morphfed.evaluation.unknown import Strangers, judge_strangers, read_strangers, write_strangers
 from morphfed.experiment.assemble import column, label_and_split
 from morphfed.experiment.pictures import data_uri
-from morphfed.experiment.tasks.base import LeftOut, MakeSet, StudyTask, Trained
+from morphfed.experiment.tasks.base import MakeSet, Selected, StudyTask, Trained
 from morphfed.models.backbone import draws_masks
 from morphfed.models.norm import batch_norms
 from morphfed.tasks.base import Task
@@ -90,11 +90,9 @@ class ClassificationStudy(StudyTask):
         """The classes."""
         return {"classes": list(study.classes)}
 
-    def select(
-        self, manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent
-    ) -> tuple[Manifest, LeftOut, list[str]]:
+    def select(self, manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent) -> Selected:
         """Images whose label is in one of the classes."""
-        return label_and_split(manifest, study, look=look, report=report)
+        return Selected(*label_and_split(manifest, study, look=look, report=report))
 
     def with_targets(self, prepared: pd.DataFrame, frame: pd.DataFrame, study: Study) -> pd.DataFrame:
         """The index of each image's class, -1 for cells of none."""

@@ -24,7 +24,7 @@ from morphfed.evaluation.site import Role
 from morphfed.experiment.assemble import column
 from morphfed.experiment.masks import select_masks, values_of
 from morphfed.experiment.overlays import DRAWN, overlays, with_outlines
-from morphfed.experiment.tasks.base import LeftOut, MakeSet, StudyTask, Trained
+from morphfed.experiment.tasks.base import MakeSet, Selected, StudyTask, Trained
 from morphfed.models.backbone import draws_masks
 from morphfed.models.tuning import FULL
 from morphfed.tasks.base import Task
@@ -86,11 +86,9 @@ class SegmentationStudy(StudyTask):
         """Outputs of each pixel by name."""
         return {"task": "segmentation", "classes": ["background", *study.structures]}
 
-    def select(
-        self, manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent
-    ) -> tuple[Manifest, LeftOut, list[str]]:
+    def select(self, manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent) -> Selected:
         """Images with a mask that can be used."""
-        return select_masks(manifest, study, look=look, report=report)
+        return Selected(*select_masks(manifest, study, look=look, report=report))
 
     def with_targets(self, prepared: pd.DataFrame, frame: pd.DataFrame, study: Study) -> pd.DataFrame:
         """Each image's mask, what its file shows, and the size of a stored pixel."""
