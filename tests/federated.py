@@ -20,7 +20,7 @@ from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
 from morphfed.training.config import TrainConfig
-from morphfed.training.dataset import ImageSet
+from morphfed.training.dataset import ImageSet, MaskSet
 from morphfed.training.trainer import Trainer
 
 SIZE = 8
@@ -43,6 +43,19 @@ def make_set(n: int, seed: int) -> ImageSet:
     pixels[labels == 1, ..., 2] += 100
     ids = np.array([f"{seed}/{i}" for i in range(n)], dtype=object)
     return ImageSet(Pictures(pixels), np.arange(n), labels.astype(np.int64), 2, ids, ids)
+
+
+def make_mask_set(n: int, seed: int) -> MaskSet:
+    """Bright squares on a dark ground, and the masks that show them."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((n, SIZE, SIZE), dtype=np.uint8)
+    for mask, (y, x) in zip(masks, rng.integers(0, SIZE - 3, (n, 2)), strict=True):
+        mask[y : y + 3, x : x + 3] = 1
+    pixels = rng.integers(0, 100, (n, SIZE, SIZE, 3), dtype=np.uint8) + 120 * masks[..., None]
+    ids = np.array([f"{seed}/{i}" for i in range(n)], dtype=object)
+    rows, known = np.arange(n), {"present": np.ones((n, 1), dtype=np.bool_), "um_per_px": np.full(n, 0.1)}
+    # Masks lie in another order than their pictures, as they may in a cache.
+    return MaskSet(Pictures(pixels), rows, rows[::-1].copy(), 2, ids, ids, masks=Pictures(masks[::-1]), **known)
 
 
 def make_model(*, batch_norm: bool = True) -> nn.Module:

@@ -55,6 +55,12 @@ def test_divergence_against_numpy_and_without_gradient_for_the_teacher() -> None
     np.testing.assert_allclose(student.grad.numpy(), (q - p) / 5, atol=1e-6)  # type: ignore[union-attr]
 
 
+def test_divergence_of_masks_is_the_mean_over_all_pixels() -> None:
+    teacher, student = (torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    pixels = (z.movedim(1, -1).reshape(-1, 3) for z in (teacher, student))
+    assert distance(teacher, student).item() == pytest.approx(distance(*pixels).item(), rel=1e-5)
+
+
 @pytest.mark.parametrize(("stage", "learns"), [(1, "d"), (2, "dp"), (3, "p")])
 def test_who_learns_in_which_stage(stage: int, learns: str) -> None:
     d, p = (torch.randn(4, 3, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1))

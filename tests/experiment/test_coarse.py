@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from morphfed.core.errors import DataError
 from morphfed.data.ontology import load_ontology
+from morphfed.experiment.coarse import coarse_block, coarse_notes
 from morphfed.experiment.plan import plan_study, render_plan
-from morphfed.experiment.prepare import coarse_block, coarse_notes, load_prepared
+from morphfed.experiment.prepare import load_prepared
 from morphfed.experiment.runner import Options, run_study
 from morphfed.experiment.study import DataConfig, Study, load_study
 from morphfed.models.backbone import ModelConfig, build

@@ -20,7 +20,7 @@ from morphfed.algorithms.base import ALGORITHMS, Answer, SiteHalf, SiteWork
 from morphfed.core.errors import PrivacyError
 from morphfed.core.types import Failure, Tensors, Upload
 from morphfed.evaluation.retrogress import summarise_retrogress
-from morphfed.experiment.train_unit import validation_metrics
+from morphfed.experiment.tasks.classification import validation_metrics
 from morphfed.federation.site import UPLOAD_METRICS
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.training.dataset import ImageSet

@@ -9,12 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.federated import make_set
+from tests.federated import make_mask_set, make_set
 from torch import nn
 
 from morphfed.core.errors import TrainingError
+from morphfed.tasks.base import Task
+from morphfed.tasks.classification import CLASSIFICATION
+from morphfed.tasks.segmentation import SEGMENTATION
 from morphfed.training.config import TrainConfig
-from morphfed.training.dataset import ImageSet
+from morphfed.training.dataset import ImageSet, MaskSet
 from morphfed.training.features import FeatureSet
 from morphfed.training.optimise import make_optimizer
 from morphfed.training.resident import ResidentStore, Room, bytes_of, free_bytes
@@ -44,30 +47,37 @@ def network(data: ImageSet) -> nn.Module:
     torch.manual_seed(0)
     if isinstance(data, FeatureSet):
         return nn.Sequential(nn.Linear(6, 2))
+    if isinstance(data, MaskSet):
+        return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.Conv2d(4, 2, 1))
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )
 
 
-def trainer(*, waits: bool = True, **keys: object) -> Trainer:
+def trainer(*, waits: bool = True, task: Task = CLASSIFICATION, **keys: object) -> Trainer:
     config = TrainConfig(**{"precision": "fp32", "batch_size": 4, "lr": 0.01, **keys})  # type: ignore[arg-type]
-    made = Trainer(config, mean=(0.5,) * 3, std=(0.25,) * 3, device=CPU, seed=0)
+    made = Trainer(config, mean=(0.5,) * 3, std=(0.25,) * 3, device=CPU, seed=0, task=task)
     made._waits = waits
     return made
 
 
 def resident(data: ImageSet) -> ImageSet:
-    return replace(data, store=ResidentStore(data.store, data.rows_used(), CPU))
+    stores = {name: ResidentStore(store, rows, CPU) for name, (store, rows) in data.stored().items()}
+    return replace(data, **stores)
 
 
-@pytest.mark.parametrize("data", [make_set(18, 0), feature_set()], ids=["images", "features"])
+@pytest.mark.parametrize(
+    "data", [make_set(18, 0), feature_set(), make_mask_set(18, 0)], ids=["images", "features", "masks"]
+)
 @pytest.mark.parametrize("on_device", [False, True], ids=["hosted", "resident"])
 def test_a_gpus_way_gives_the_bytes_of_the_plain_one(data: ImageSet, on_device: bool) -> None:
     def fit(waits: bool, images: ImageSet) -> tuple[dict[str, torch.Tensor], float, np.ndarray]:
-        model, t = network(data), trainer(waits=waits, local_epochs=2)
+        model, t = network(data), trainer(waits=waits, task=task, local_epochs=2)
         report = t.fit(model, make_optimizer(t.config, model), images, site="a", round_number=1, rounds=2)
-        return model.state_dict(), report.loss, t.predict(model, images, views=1, batch_size=5)
+        assert t.loss(model, images) == pytest.approx(t.loss(model, data), rel=1e-6)
+        return model.state_dict(), report.loss, t.answers(model, images, views=1, batch_size=5)
 
+    task = SEGMENTATION if isinstance(data, MaskSet) else CLASSIFICATION
     state, loss, found = fit(True, data)
     other, other_loss, other_found = fit(False, resident(data) if on_device else data)
     assert all(torch.equal(state[k], other[k]) for k in state)
@@ -80,6 +90,13 @@ def test_a_resident_prediction_over_views_is_that_of_the_store() -> None:
         model = network(data)
         plain = trainer().predict(model, data, views=views)  # type: ignore[arg-type]
         np.testing.assert_array_equal(plain, trainer().predict(model, resident(data), views=views))  # type: ignore[arg-type]
+
+
+def test_masks_on_the_host_beside_pictures_on_a_device_are_refused() -> None:
+    data = make_mask_set(4, 0)
+    half = replace(data, store=ResidentStore(data.store, data.rows_used(), CPU))
+    with pytest.raises(TypeError, match="their masks are not"):
+        half.marks(np.arange(2))
 
 
 def test_without_waiting_a_loss_that_is_not_finite_is_still_refused_at_the_end() -> None:

@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.federated import Federation, make_set
+from tests.federated import Federation, make_mask_set, make_set
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from morphfed.tasks.base import Task
+from morphfed.tasks.classification import CLASSIFICATION
+from morphfed.tasks.segmentation import SEGMENTATION
 from morphfed.training import feed, resident, transfer
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet
@@ -126,10 +129,12 @@ def _gradients_out_of_nothing(model: nn.Module) -> Callable[[torch.Tensor], None
 
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available.*")
 @pytest.mark.parametrize("on_device", [True, False], ids=["resident", "hosted"])
+@pytest.mark.parametrize("task", [CLASSIFICATION, SEGMENTATION], ids=["classes", "masks"])
 def test_on_a_pretended_gpu_the_first_value_is_asked_for_after_the_last_step(
-    monkeypatch: pytest.MonkeyPatch, on_device: bool
+    monkeypatch: pytest.MonkeyPatch, task: Task, on_device: bool
 ) -> None:
-    device, data = torch.device("cuda:0"), make_set(18, 0)
+    device = torch.device("cuda:0")
+    data = make_mask_set(18, 0) if task is SEGMENTATION else make_set(18, 0)
     for module in (transfer, feed, resident):  # pinning needs a driver
         if hasattr(module, "pinned"):
             monkeypatch.setattr(module, "pinned", lambda tensor, _: tensor)
@@ -142,12 +147,14 @@ def test_on_a_pretended_gpu_the_first_value_is_asked_for_after_the_last_step(
     monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
     with _pretended() as watching:
         with device:
-            layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(1)
-            model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 2))
-        images = replace(data, store=ResidentStore(data.store, data.rows, device)) if on_device else data
+            layers = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.2)
+            ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)) if task is CLASSIFICATION else ()
+            model = nn.Sequential(*layers, *(ends or [nn.Conv2d(4, 2, 1)]))
+        stores = {name: ResidentStore(store, rows, device) for name, (store, rows) in data.stored().items()}
+        images = replace(data, **stores) if on_device else data
         monkeypatch.setattr(torch.autograd, "backward", _gradients_out_of_nothing(model))
         config = TrainConfig(precision="bf16", batch_size=4, local_epochs=2)
-        trainer = Trainer(config, mean=(0.5,) * 3, std=(0.25,) * 3, device=device, seed=0)
+        trainer = Trainer(config, mean=(0.5,) * 3, std=(0.25,) * 3, device=device, seed=0, task=task)
         # A pretended tensor has no value: what asks for one ends here.
         with pytest.raises(DataDependentOutputException):
             trainer.fit(model, make_optimizer(config, model), images, site="a", round_number=1, rounds=1)
@@ -157,7 +164,7 @@ def test_on_a_pretended_gpu_the_first_value_is_asked_for_after_the_last_step(
     assert watching.to_host == []
     assert watching.reads == 1
     gathers = watching.seen["index_select"]
-    assert gathers == (steps if on_device else 0)
+    assert gathers == (steps * len(data.stored()) if on_device else 0)
 
 
 def test_an_upload_of_many_tensors_is_checked_with_one_read() -> None:
@@ -174,13 +181,16 @@ def test_an_upload_of_many_tensors_is_checked_with_one_read() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("on_device", [True, False], ids=["resident", "hosted"])
-def test_cuda_itself_sees_no_call_that_waits(monkeypatch: pytest.MonkeyPatch, on_device: bool) -> None:
-    device, data = torch.device("cuda:0"), make_set(64, 0)
-    images: ImageSet = replace(data, store=ResidentStore(data.store, data.rows, device)) if on_device else data
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    model = model.to(device)
+@pytest.mark.parametrize("task", [CLASSIFICATION, SEGMENTATION], ids=["classes", "masks"])
+def test_cuda_itself_sees_no_call_that_waits(monkeypatch: pytest.MonkeyPatch, task: Task, on_device: bool) -> None:
+    device = torch.device("cuda:0")
+    data: ImageSet = make_mask_set(64, 0) if task is SEGMENTATION else make_set(64, 0)
+    stores = {name: ResidentStore(store, rows, device) for name, (store, rows) in data.stored().items()}
+    images = replace(data, **stores) if on_device else data
+    ends = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)) if task is CLASSIFICATION else ()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), *(ends or [nn.Conv2d(4, 2, 1)])).to(device)
     config = TrainConfig(precision="bf16", batch_size=8)
-    trainer = Trainer(config, mean=(0.5,) * 3, std=(0.25,) * 3, device=device, seed=0)
+    trainer = Trainer(config, mean=(0.5,) * 3, std=(0.25,) * 3, device=device, seed=0, task=task)
     optimizer = make_optimizer(config, model)
     trainer.fit(model, optimizer, images, site="a", round_number=1, rounds=2)  # libraries set themselves up
     before = {k: v.clone() for k, v in model.state_dict().items()}

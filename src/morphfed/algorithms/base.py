@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from morphfed.tasks.classification import Loss
+    from morphfed.tasks.base import Loss
     from morphfed.training.trainer import AfterBackward, BeforeEpoch, Coupling, ExtraLoss, FitReport
 
 Specs = Mapping[str, Spec]
@@ -258,6 +258,11 @@ def no_counts(config: AlgorithmConfig) -> bool:
     return False
 
 
+def fit_for_all(config: AlgorithmConfig, task: str) -> str:
+    """Its keys mean the same in every task of ``Algorithm.tasks``."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A named pair of halves.
@@ -281,6 +286,9 @@ class Algorithm:
         passes: passes over a site's training part in a round, from ``train.local_epochs``; for the plan's estimate.
         note: what the report must say of this method for a number of training sites; empty: nothing.
         counts: whether the method needs the sites' class counts, summed before round 1.
+        tasks: tasks that it is defined for.
+        unfit: why it is not defined for a task with these keys, in words; empty: it is.
+        defaults: by task, keys that have another default there.
     """
 
     name: str
@@ -300,6 +308,9 @@ class Algorithm:
     passes: Callable[[AlgorithmConfig, int], int] = one_training
     note: Callable[[AlgorithmConfig, int], str] = no_note
     counts: Callable[[AlgorithmConfig], bool] = no_counts
+    tasks: frozenset[str] = frozenset({"classification", "segmentation"})
+    unfit: Callable[[AlgorithmConfig, str], str] = fit_for_all
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[object, ...]:
         # A worker process finds the algorithm by its name in its own registry; the halves need not be picklable.

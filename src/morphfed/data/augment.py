@@ -109,6 +109,19 @@ class Augment:
             images = mix_channels(images, block(3, 3)).clamp_(0, 1)
         return images
 
+    def with_masks(self, images: Tensor, masks: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Perturb images as :meth:`apply` does, and move their masks alike; the masks' values stay.
+
+        Args:
+            images: float ``(N, 3, H, W)`` in [0, 1].
+            masks: uint8 ``(N, H, W)``.
+            draws: as in :meth:`apply`.
+        """
+        if self._moves:
+            matrices = draws[: 6 * len(masks)].view(-1, 2, 3)
+            masks = move(masks[:, None].float(), matrices, mode="nearest")[:, 0].to(masks.dtype)
+        return self.apply(images, draws), masks
+
     def _geometry(self, n: int, g: Generator) -> Tensor:
         c = self.config
         angle = _uniform(n, c.rotate_degrees * math.pi / 180, g)
@@ -152,16 +165,17 @@ def _uniform(n: int, half_width: float, generator: Generator) -> Tensor:
     return (torch.rand(n, generator=generator) * 2 - 1) * half_width
 
 
-def move(images: Tensor, matrices: Tensor) -> Tensor:
+def move(images: Tensor, matrices: Tensor, *, mode: str = "bilinear") -> Tensor:
     """Resample images under affine maps (output → input, normalised coordinates), border reflected.
 
     Args:
         images: ``(N, C, H, W)``.
         matrices: ``(N, 2, 3)``.
+        mode: ``bilinear``; ``nearest`` for masks, whose values must not mix.
     """
     n, channels, height, width = images.shape
     grid = F.affine_grid(matrices.to(images.device, images.dtype), [n, channels, height, width], align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(images, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def mix_channels(images: Tensor, matrices: Tensor) -> Tensor:

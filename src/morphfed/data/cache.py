@@ -164,19 +164,27 @@ def cut_bytes(content: bytes, path: Path, *, size: int, crop_px: int | None, pad
 
     facts = probe_bytes(content, path)
     short = min(facts.width, facts.height)
-    side = short if crop_px is None else crop_px
-    if pad == "none":
-        side = min(side, short)
+    side = side_of(short, crop_px, pad)
     # The decoder may halve a JPEG while reading it as long as the crop keeps at least the wanted pixels.
     image = decode_bytes(content, path, min_side=max(1, -(-short * size // side)))
     height, width = image.shape[:2]
-    span = side * min(height, width) / short
-    outside = max(0, int(np.ceil((span - min(height, width)) / 2)))
-    if outside:
-        image = np.pad(image, ((outside, outside), (outside, outside), (0, 0)), mode="edge")
-        height, width = image.shape[:2]
-    span = min(span, float(min(height, width)))
-    left, top = (width - span) / 2, (height - span) / 2
-    box = (left, top, left + span, top + span)
+    rim, box = window(height, width, side * min(height, width) / short)
+    if rim:
+        image = np.pad(image, ((rim, rim), (rim, rim), (0, 0)), mode="edge")
     picture = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
     return np.asarray(picture)
+
+
+def side_of(short: int, crop_px: int | None, pad: Pad) -> int:
+    """Side in pixels of the file of the square that is kept of a picture with the short side ``short``."""
+    side = short if crop_px is None else crop_px
+    return min(side, short) if pad == "none" else side
+
+
+def window(height: int, width: int, span: float) -> tuple[int, tuple[float, float, float, float]]:
+    """The centred square of side ``span``: pixels to add on every side first, and its box in the padded picture."""
+    rim = max(0, int(np.ceil((span - min(height, width)) / 2)))
+    height, width = height + 2 * rim, width + 2 * rim
+    span = min(span, float(min(height, width)))
+    left, top = (width - span) / 2, (height - span) / 2
+    return rim, (left, top, left + span, top + span)

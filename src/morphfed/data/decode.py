@@ -116,6 +116,32 @@ def decode_bytes(content: bytes, path: Path | str, *, min_side: int | None = Non
     return np.array(rgb, dtype=np.uint8)
 
 
+def decode_mask(content: bytes, path: Path | str) -> NDArray[np.int64]:
+    """The values of a mask as they are stored, ``(height, width)``: grey levels, or the indices of a palette.
+
+    Raises:
+        DataError: no image, damaged, or coloured: its channels differ.
+    """
+    image = _open(content, path)
+    try:
+        image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as cause:
+        raise DataError(f"{path} is truncated or damaged: {cause}.", fix=_REPLACE) from cause
+    turn = _TRANSPOSE.get(_orientation(image))
+    values = np.asarray(image if turn is None else image.transpose(turn))
+    if values.ndim == 3:
+        channels = values[..., : {"LA": 1, "RGBA": 3}.get(image.mode, values.shape[2])]
+        if (channels != channels[..., :1]).any():
+            raise DataError(
+                f"{path} is a coloured picture; a mask has one value a pixel.",
+                fix="store masks as grey or palette PNG, one value for each structure.",
+            )
+        values = channels[..., 0]
+    if not np.issubdtype(values.dtype, np.integer) and values.dtype != np.bool_:
+        raise DataError(f"{path} holds fractions; a mask has whole numbers.", fix="store masks as 8-bit PNG.")
+    return values.astype(np.int64)
+
+
 def probe(path: Path | str) -> ImageFacts:
     """Read an image file's header only: a truncated body goes unnoticed.
 

@@ -18,21 +18,12 @@ from numpy.typing import NDArray
 
 from morphfed.core.seeding import numpy_stream
 from morphfed.evaluation.metrics import Floats, measure
-from morphfed.evaluation.predictions import Predictions
+from morphfed.evaluation.predictions import J, Judged, Predictions, in_order
 
 LEVEL = 0.95
 RESAMPLES = 2000
 
 _CHUNK_NUMBERS = 1 << 18  # weights held at once: 2 MiB stay near the core (measured against 8 and 32 MiB)
-
-
-def in_order(predictions: Predictions) -> Predictions:
-    """The same predictions sorted by image id, so that two models' rows pair up."""
-    order = np.argsort(predictions.ids, kind="stable")
-    p = predictions
-    return Predictions(
-        p.classes, p.ids[order], p.labels[order], p.probabilities[order], p.clusters[order], p.cluster_unit
-    )
 
 
 def cluster_codes(clusters: NDArray[np.str_]) -> tuple[NDArray[np.int64], int]:
@@ -64,7 +55,7 @@ def _identity(codes: NDArray[np.int64]) -> bool:
     return bool((codes == np.arange(len(codes))).all())
 
 
-def _stream(predictions: Predictions, seed: int) -> np.random.Generator:
+def _stream(predictions: Judged, seed: int) -> np.random.Generator:
     """A stream that depends on the images and their clusters alone.
 
     Every model that is judged on the same images therefore meets the same resamples: that is what pairs them.
@@ -74,8 +65,8 @@ def _stream(predictions: Predictions, seed: int) -> np.random.Generator:
 
 
 def replicate(
-    predictions: Predictions,
-    statistic: Callable[[Predictions, Floats], dict[str, Floats]],
+    predictions: J,
+    statistic: Callable[[J, Floats], dict[str, Floats]],
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,

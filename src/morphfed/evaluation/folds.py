@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from morphfed.evaluation.metrics import HIGHER_IS_BETTER, Floats
+from morphfed.evaluation.metrics import Floats
 from morphfed.evaluation.scores import (
     MASKED,
     MEAN_HELD_OUT,
@@ -52,6 +52,7 @@ class FoldScores(Vectors):
         self._clusters: dict[tuple[str, str], tuple[int, str]] = {}  # (site, role) → clusters, unit
         self._home: dict[tuple[str, int], dict[str, Floats]] = {}  # a local model at its own site's test part
         self._best: dict[tuple[str, str, str], str] = {}
+        self._better_up: dict[str, bool] = {}
 
     def take(self, fold: str, scores: Scores) -> None:
         """Keep of a fold's scores what is needed: every model at the left-out site, and over the training sites.
@@ -64,6 +65,7 @@ class FoldScores(Vectors):
         self.folds += (fold,)
         self.resamples = scores.resamples
         self.metrics = tuple(dict.fromkeys((*self.metrics, *scores.metrics)))
+        self._better_up |= {metric: scores.higher_is_better(metric) for metric in scores.metrics}
         for site in scores.sites:
             self._clusters[site, scores.units[0].roles[site]] = scores.clusters_of(site)
         for unit in scores.units:
@@ -146,7 +148,7 @@ class FoldScores(Vectors):
     def best_local(self, arm: str, site: str, metric: str) -> str:
         """The local model with the best seed-mean at a left-out site (the first of equals); empty if there is none."""
         if (arm, site, metric) not in self._best:
-            sign = 1.0 if HIGHER_IS_BETTER[MASKED.get(metric, metric)] else -1.0
+            sign = 1.0 if self._better_up.get(metric, True) else -1.0
             scored = {model: sign * value for model, value in self._at(arm, site, metric)}
             self._best[arm, site, metric] = max(scored, key=lambda m: scored[m]) if scored else ""
         return self._best[arm, site, metric]

@@ -32,17 +32,17 @@ def _weights(weights: NDArray[np.generic] | None, n: int) -> Floats:
     return np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
     """``numerator / denominator``, NaN where the denominator is 0."""
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
     nan = np.full(shape, np.nan)
     return np.asarray(np.divide(numerator, denominator, out=nan, where=np.asarray(denominator) != 0))
 
 
-def _mean_of_defined(values: Floats) -> Floats:
+def mean_of_defined(values: Floats) -> Floats:
     """Mean over axis 0 of what is not NaN; NaN where nothing is."""
     defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0, dtype=np.float64))
+    return ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0, dtype=np.float64))
 
 
 def confusion(labels: Labels, predicted: Labels, classes: int, weights: Floats | None = None) -> Floats:
@@ -59,18 +59,18 @@ def _diagonal(matrix: Floats) -> Floats:
 
 def recall(matrix: Floats) -> Floats:
     """Recall of each class ``(C, ...)`` from a confusion matrix; NaN for a class without images."""
-    return _ratio(_diagonal(matrix), matrix.sum(axis=1))
+    return ratio(_diagonal(matrix), matrix.sum(axis=1))
 
 
 def precision(matrix: Floats) -> Floats:
     """Precision of each class ``(C, ...)``; NaN for a class that was never predicted."""
-    return _ratio(_diagonal(matrix), matrix.sum(axis=0))
+    return ratio(_diagonal(matrix), matrix.sum(axis=0))
 
 
 def f1(matrix: Floats) -> Floats:
     """F1 of each class ``(C, ...)``, ``2 TP / (2 TP + FP + FN)``; NaN for a class without images."""
     truth = matrix.sum(axis=1)
-    value = _ratio(2 * _diagonal(matrix), truth + matrix.sum(axis=0))
+    value = ratio(2 * _diagonal(matrix), truth + matrix.sum(axis=0))
     return np.where(truth > 0, value, np.nan)
 
 
@@ -79,7 +79,7 @@ def balanced_accuracy(matrix: Floats) -> Floats:
 
     Agrees with ``sklearn.metrics.balanced_accuracy_score``.
     """
-    return _mean_of_defined(recall(matrix))
+    return mean_of_defined(recall(matrix))
 
 
 def macro_f1(matrix: Floats) -> Floats:
@@ -88,12 +88,12 @@ def macro_f1(matrix: Floats) -> Floats:
     A class that is only predicted gets no term of its own; its images are missing from the recall of their
     true classes. Agrees with ``sklearn.metrics.f1_score(labels=present, average="macro", zero_division=0)``.
     """
-    return _mean_of_defined(f1(matrix))
+    return mean_of_defined(f1(matrix))
 
 
 def accuracy(matrix: Floats) -> Floats:
     """Share of images whose most probable class is the true one."""
-    return _ratio(_diagonal(matrix).sum(axis=0), matrix.sum(axis=(0, 1)))
+    return ratio(_diagonal(matrix).sum(axis=0), matrix.sum(axis=(0, 1)))
 
 
 def class_auroc(labels: Labels, probabilities: NDArray[np.floating], weights: Floats | None = None) -> Floats:
@@ -112,13 +112,13 @@ def class_auroc(labels: Labels, probabilities: NDArray[np.floating], weights: Fl
         sure = below[np.searchsorted(probabilities[negative, c], scores, side="left")]
         tied = below[np.searchsorted(probabilities[negative, c], scores, side="right")]
         wins = np.einsum("n...,n...->...", w[positive], sure + tied)
-        result[c] = _ratio(wins, 2 * w[positive].sum(axis=0) * below[-1])
+        result[c] = ratio(wins, 2 * w[positive].sum(axis=0) * below[-1])
     return result
 
 
 def auroc(labels: Labels, probabilities: NDArray[np.floating], weights: Floats | None = None) -> Floats:
     """Mean over the classes present of the one-vs-rest AUROC; NaN with fewer than two classes present."""
-    return _mean_of_defined(class_auroc(labels, probabilities, weights))
+    return mean_of_defined(class_auroc(labels, probabilities, weights))
 
 
 def confidence_bins(confidence: NDArray[np.floating]) -> Labels:
@@ -139,7 +139,7 @@ def ece(labels: Labels, probabilities: NDArray[np.floating], weights: Floats | N
     excess = confidence - (probabilities.argmax(axis=1) == labels)
     rows = np.zeros((CALIBRATION_BINS, len(labels)))
     rows[confidence_bins(confidence), np.arange(len(labels))] = excess
-    return _ratio(np.abs(rows @ w).sum(axis=0), w.sum(axis=0))
+    return ratio(np.abs(rows @ w).sum(axis=0), w.sum(axis=0))
 
 
 def risk_coverage(
@@ -159,7 +159,7 @@ def risk_coverage(
     wrong = (probabilities.argmax(axis=1) != labels)[order].astype(np.float64)
     accepted = np.cumsum(sorted_w, axis=0)[last]
     mistakes = np.cumsum(sorted_w * wrong.reshape(-1, *[1] * (w.ndim - 1)), axis=0)[last]
-    return _ratio(accepted, w.sum(axis=0)), _ratio(mistakes, accepted)
+    return ratio(accepted, w.sum(axis=0)), ratio(mistakes, accepted)
 
 
 def aurc(labels: Labels, probabilities: NDArray[np.floating], weights: Floats | None = None) -> Floats:

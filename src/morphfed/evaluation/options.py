@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from morphfed.core.errors import DataError
-from morphfed.evaluation.bootstrap import RESAMPLES, in_order
+from morphfed.evaluation.bootstrap import RESAMPLES
 from morphfed.evaluation.compare import holm, paired
+from morphfed.evaluation.predictions import in_order
 from morphfed.evaluation.scores import GAP_TRAINING, WORST_TRAINING, Scores, UnitPredictions
 
 OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -18,7 +19,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "adapt": ("balanced_accuracy", "macro_f1", "ece", "aurc"),
     }
 )
-"""Keys of ``evaluation`` whose change is measured, and in which metrics."""
+"""Keys of ``evaluation`` whose change is measured in a study of classes, and in which metrics."""
 
 
 def gains(
@@ -27,6 +28,7 @@ def gains(
     plain: Sequence[UnitPredictions],
     metrics: Sequence[str],
     *,
+    make: Callable[..., Scores] = Scores,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -40,6 +42,7 @@ def gains(
         option: its name.
         treated, plain: units of the same models, seeds, sites and images.
         metrics: names of metrics.
+        make: the task's scores.
         resamples: B.
         seed: of the resampling.
 
@@ -49,7 +52,7 @@ def gains(
     if not treated:
         return []
     _check_paired(option, treated, plain)
-    with_it, without = (Scores(u, metrics=metrics, resamples=resamples, seed=seed) for u in (treated, plain))
+    with_it, without = (make(u, metrics=metrics, resamples=resamples, seed=seed) for u in (treated, plain))
     found = []
     for metric in metrics:
         for scope in (s for s in with_it.scopes if s not in (WORST_TRAINING, GAP_TRAINING)):
@@ -97,6 +100,7 @@ def _check_paired(option: str, treated: Sequence[UnitPredictions], plain: Sequen
         if set(unit.sites) != set(other.sites):
             raise DataError(f"{option}: model '{unit.model}' was judged at other sites without it.", fix=fix)
         for site, found in unit.sites.items():
-            p, q = in_order(found), in_order(other.sites[site])
-            if p.ids.tolist() != q.ids.tolist() or (p.labels != q.labels).any():
-                raise DataError(f"{option}: model '{unit.model}' was judged on other images at '{site}'.", fix=fix)
+            if said := in_order(found).differs(in_order(other.sites[site])):
+                raise DataError(
+                    f"{option}: model '{unit.model}' was judged on other images at '{site}': {said}.", fix=fix
+                )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,69 @@ from morphfed.core.files import writing
 from morphfed.tasks.temperature import tempered
 
 ClusterUnit = Literal["patient", "lesion", "image"]
+
+
+class Judged(Protocol):
+    """What a model said of the images of one site, whatever its task: all that resampling and pairing ask."""
+
+    @property
+    def ids(self) -> NDArray[np.str_]:
+        """Names of the images ``(N,)``, no two alike."""
+        ...
+
+    @property
+    def clusters(self) -> NDArray[np.str_]:
+        """What the bootstrap resamples ``(N,)``."""
+        ...
+
+    @property
+    def cluster_unit(self) -> ClusterUnit:
+        """What a cluster is."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def at(self, rows: NDArray[np.int64]) -> Self:
+        """The same of some of the images, in the order of ``rows``."""
+        ...
+
+    def differs(self, other: Self) -> str:
+        """How the images or their truth differ from those of another model, both sorted by id; empty: not at all."""
+        ...
+
+
+J = TypeVar("J", bound=Judged)
+
+
+def difference(a: Judged, b: Judged, *truth: tuple[NDArray[Any], NDArray[Any]]) -> str:
+    """How the images of two models differ, both sorted by id, or their truth; empty: not at all."""
+    pairs = [(a.ids, b.ids), (a.clusters, b.clusters), *truth]
+    if a.cluster_unit == b.cluster_unit and len(a) == len(b) and all((x == y).all() for x, y in pairs):
+        return ""
+    odd = sorted(set(a.ids.tolist()) ^ set(b.ids.tolist()))
+    return f"{len(odd)} images are in one only, such as {odd[0]}" if odd else "labels or patients differ"
+
+
+def in_order(judged: J) -> J:
+    """The same sorted by image id, so that two models' rows pair up."""
+    return judged.at(np.argsort(judged.ids, kind="stable"))
+
+
+def only(judged: J, ids: NDArray[np.str_]) -> J:
+    """What was said of some of the images, in the order of ``ids``.
+
+    Raises:
+        DataError: an image is not among those predicted.
+    """
+    where = {name: row for row, name in enumerate(judged.ids.tolist())}
+    missing = [name for name in ids.tolist() if name not in where]
+    if missing:
+        raise DataError(
+            f"{len(missing)} images were never predicted, such as {missing[0]}.",
+            fix="remove the stale predictions.parquet's folder and run the same command again.",
+        )
+    return judged.at(np.array([where[name] for name in ids.tolist()], dtype=np.int64))
+
 
 _SUM_TOLERANCE = 1e-3
 _METADATA = b"morphfed.predictions"
@@ -99,22 +162,20 @@ class Predictions:
         values = np.where(total > 0, values / np.where(total > 0, total, 1.0), uniform)
         return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit)
 
-    def only(self, ids: NDArray[np.str_]) -> Predictions:
-        """The predictions of some of the images, in the order of ``ids``.
-
-        Raises:
-            DataError: an image is not among those predicted.
-        """
-        where = {name: row for row, name in enumerate(self.ids.tolist())}
-        missing = [name for name in ids.tolist() if name not in where]
-        if missing:
-            raise DataError(
-                f"{len(missing)} images were never predicted, such as {missing[0]}.",
-                fix="remove the stale predictions.parquet's folder and run the same command again.",
-            )
-        rows = np.array([where[name] for name in ids.tolist()], dtype=np.int64)
+    def at(self, rows: NDArray[np.int64]) -> Predictions:
+        """The predictions of some of the images, in the order of ``rows``."""
         kept = (self.ids[rows], self.labels[rows], self.probabilities[rows], self.clusters[rows])
         return Predictions(self.classes, *kept, self.cluster_unit)
+
+    def differs(self, other: Predictions) -> str:
+        """How the images or their truth differ from those of another model, both sorted by id; empty: not at all."""
+        if self.classes != other.classes:
+            return f"it predicts {', '.join(self.classes)} in place of {', '.join(other.classes)}"
+        return difference(self, other, (self.labels, other.labels))
+
+    def only(self, ids: NDArray[np.str_]) -> Predictions:
+        """See :func:`only`."""
+        return only(self, ids)
 
     def tempered(self, temperature: float) -> Predictions:
         """The same predictions at another temperature (:mod:`morphfed.tasks.temperature`); 1 changes nothing."""

@@ -10,13 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from morphfed.core.errors import DataError, did_you_mean
-from morphfed.evaluation.bootstrap import RESAMPLES, cluster_codes, in_order, replicate_metrics
+from morphfed.evaluation.bootstrap import RESAMPLES, cluster_codes, replicate_metrics
 from morphfed.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Floats, measure
-from morphfed.evaluation.predictions import Predictions
+from morphfed.evaluation.predictions import Judged, Predictions, in_order
 from morphfed.evaluation.site import Role
 
 OWN_SITE, MEAN_LOCAL = "own site", "mean"
@@ -44,7 +45,7 @@ class UnitPredictions:
     algorithm: str
     seed: int
     trained_on: tuple[str, ...]
-    sites: Mapping[str, Predictions]
+    sites: Mapping[str, Judged]
     roles: Mapping[str, Role]
 
     @property
@@ -145,14 +146,25 @@ class Scores(Vectors):
             if u.own_site is not None:
                 self.locals.setdefault(u.arm, {})[u.own_site] = u.model
         self._made = {made_of_locals(k, a): (k, a) for a in self.locals for k in (OWN_SITE, MEAN_LOCAL)}
-        lacking = any(0 < len(p.present) < len(p.classes) for p in first.sites.values())
-        self.metrics = tuple(metrics) if metrics is not None else (*METRICS, *(MASKED if lacking else ()))
-        known("metric", self.metrics, (*METRICS, *MASKED))
+        every, usual = self._known_metrics(first.sites)
+        self.metrics = tuple(metrics) if metrics is not None else usual
+        known("metric", self.metrics, every)
         self._vectors = {
-            (u.model, u.seed, site): _vectors(p, self.metrics, resamples, seed)
-            for u in units
-            for site, p in u.sites.items()
+            (u.model, u.seed, site): self._vectors_of(p, resamples, seed) for u in units for site, p in u.sites.items()
         }
+
+    def _known_metrics(self, sites: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Metrics that may be asked for, and those that are computed where none is."""
+        lacking = any(0 < len(p.present) < len(p.classes) for p in sites.values())
+        return (*METRICS, *MASKED), (*METRICS, *(MASKED if lacking else ()))
+
+    def _vectors_of(self, judged: Any, resamples: int, seed: int) -> dict[str, Floats]:
+        """The vector of each metric at one site."""
+        return _vectors(judged, self.metrics, resamples, seed)
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Whether more of a metric is better."""
+        return HIGHER_IS_BETTER[MASKED.get(metric, metric)]
 
     @property
     def all_models(self) -> tuple[str, ...]:
@@ -204,7 +216,7 @@ class Scores(Vectors):
             found = self._vectors.get((name, seed, scope))
             return None if found is None else found[metric]
         parts = [self.vector(model, site, metric, seed) for site in self.sites_of(scope)]
-        better_up = HIGHER_IS_BETTER[MASKED.get(metric, metric)]
+        better_up = self.higher_is_better(metric)
         fold: dict[str, Callable[[Floats], Floats]] = {
             WORST_TRAINING: _lowest if better_up else _highest,
             GAP_TRAINING: _range,
@@ -306,20 +318,10 @@ def _check_units(units: Sequence[UnitPredictions]) -> None:
             _check_same_images(p, reference[site], f"{name} at site '{site}'", first.model)
 
 
-def _check_same_images(p: Predictions, other: Predictions, where: str, model: str) -> None:
-    if p.classes != other.classes:
+def _check_same_images(p: Judged, other: Judged, where: str, model: str) -> None:
+    if said := in_order(p).differs(other):
         raise DataError(
-            f"{where} predicts {', '.join(p.classes)}; model '{model}' predicts {', '.join(other.classes)}.",
-            fix="use one list of classes, in one order, in the whole study.",
-        )
-    p = in_order(p)
-    same = len(p) == len(other) and all(
-        (a == b).all() for a, b in ((p.ids, other.ids), (p.labels, other.labels), (p.clusters, other.clusters))
-    )
-    if not same or p.cluster_unit != other.cluster_unit:
-        odd = sorted(set(p.ids.tolist()) ^ set(other.ids.tolist()))
-        what = f"{len(odd)} images are in one only, such as {odd[0]}" if odd else "labels or patients differ"
-        raise DataError(
-            f"{where} was judged on other images than model '{model}': {what}.",
-            fix="judge every model and seed on the same test images; remove stale predictions and run again.",
+            f"{where} was judged on other images than model '{model}': {said}.",
+            fix="judge every model and seed on the same test images, with the same classes in the same order; remove "
+            "stale predictions and run again.",
         )

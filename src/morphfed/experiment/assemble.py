@@ -52,7 +52,7 @@ def draft_sites(study: Study, study_folder: Path, *, report: Reporter = silent) 
     manifests, notes = [], []
     root = data_root(study, study_folder)
     for name, site in study.sites.items():
-        manifest, said = _draft_site(name, site, root, report)
+        manifest, said = _draft_site(name, site, root, report, masks=study.task == "segmentation")
         manifests.append(manifest)
         notes += [f"{name}: {sentence}" for sentence in said]
     manifest = Manifest.concat(manifests)
@@ -62,7 +62,9 @@ def draft_sites(study: Study, study_folder: Path, *, report: Reporter = silent) 
     return manifest, notes
 
 
-def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tuple[Manifest, list[str]]:
+def _draft_site(
+    name: str, site: SiteConfig, root: Path, report: Reporter, *, masks: bool
+) -> tuple[Manifest, list[str]]:
     from morphfed.data.drafting import draft
 
     path = Path(site.path).expanduser()
@@ -84,7 +86,8 @@ def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter) -> tu
             f"Site '{name}': the folder {path} does not exist.",
             fix=f"correct sites.{name}.path or data.root in the study file.",
         )
-    drafted = draft(path, site=name, source=site.source, um_per_px=site.um_per_px, report=report, options=site.options)
+    how = {"source": site.source, "um_per_px": site.um_per_px, "options": site.options}
+    drafted = draft(path, site=name, report=report, masks=masks, **how)  # type: ignore[arg-type]
     said = list(drafted.guesses)
     said += [f"{len(paths)} files skipped: {why}" for why, paths in drafted.skipped.items()]
     return drafted.manifest, said
@@ -106,9 +109,31 @@ def label_and_split(
         coarser label that the image is trained with, or null; what was left out; sentences of the split.
     """
     frame, left_out = _label(manifest, study)
+    labelled = Manifest(frame, manifest.root)
+    _refuse_empty(labelled, study)
+    divided, notes = split(labelled, study, left_out, look=look, report=report)
+    return divided, left_out, notes
+
+
+def split(
+    manifest: Manifest, study: Study, left_out: LeftOut, *, look: bool, report: Reporter
+) -> tuple[Manifest, list[str]]:
+    """Assign the parts to all rows with a ``class``, by which they are stratified, and then to those with a ``parent``.
+
+    Args:
+        manifest: with the columns ``class``, null for what takes no part, and ``parent``, null but for images that
+            only train.
+        study: held-out sites, shares.
+        left_out: images that cannot train without tearing a patient apart are added.
+        look: read the training sites' images so that near-duplicates stay on one side.
+        report: progress.
+
+    Returns:
+        The manifest, its rows in another order, and sentences of the split.
+    """
+    frame = manifest.frame
     usable = Manifest(frame[frame["class"].notna()], manifest.root)
     coarse = Manifest(frame[frame["parent"].notna()], manifest.root)
-    _refuse_empty(usable, coarse, study)
     held = usable.frame["site"].isin(list(study.held_out))
     # A held-out site is all test, whatever split its source prescribes; training sites keep theirs.
     outside = Manifest(usable.frame[held].assign(split="test"), manifest.root)
@@ -123,7 +148,7 @@ def label_and_split(
     assigned, notes = assign_splits(inside, fractions, study.data.split.seed, "class", _twins(inside, hashes))
     rest = Manifest(frame[frame["class"].isna() & frame["parent"].isna()].assign(split=None), manifest.root)
     joined = _join_training(assigned, coarse, hashes, left_out)
-    return Manifest.concat([assigned, outside, joined, rest]), left_out, list(notes.sentences)
+    return Manifest.concat([assigned, outside, joined, rest]), list(notes.sentences)
 
 
 def _label(manifest: Manifest, study: Study) -> tuple[pd.DataFrame, LeftOut]:
@@ -212,8 +237,9 @@ def _twins(manifest: Manifest, hashes: Hashes | None) -> list[str | None] | None
     return found
 
 
-def _refuse_empty(usable: Manifest, coarse: Manifest, study: Study) -> None:
-    counts, coarser = Counter(usable.frame["site"]), Counter(coarse.frame["site"])
+def _refuse_empty(labelled: Manifest, study: Study) -> None:
+    frame = labelled.frame
+    counts, coarser = (Counter(frame["site"][frame[name].notna()]) for name in ("class", "parent"))
     for site in study.sites:
         if counts[site] == 0:
             only = f" ({coarser[site]} have a coarser one, with which nothing can be tested)" if coarser[site] else ""

@@ -13,6 +13,7 @@ from morphfed.core.progress import Reporter, silent
 from morphfed.core.seeding import derive
 from morphfed.data.cache import ImageStore
 from morphfed.experiment.prepare import UNKNOWN
+from morphfed.experiment.tasks import study_task
 from morphfed.models.backbone import Backbone, build
 from morphfed.models.features import Cut, HeadOnly, cut_before_classifier, features_of, fingerprint
 from morphfed.models.tuning import HEAD
@@ -118,7 +119,7 @@ def _backbone(arm: Arm, resolved: Resolved) -> Backbone:
     study = resolved.study
     found = build(
         arm.model,
-        classes=len(study.classes),
+        classes=study_task(study).outputs(study),
         image_size=study.data.image_size,
         seed=derive(study.seeds[0], "weights"),  # all but the head comes from the weights file, whatever the seed
         folder=resolved.folder,

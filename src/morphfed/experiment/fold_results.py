@@ -14,14 +14,8 @@ from morphfed.evaluation.compare import compare_pairs, summarise
 from morphfed.evaluation.folds import FoldScores, fold_matrix, fold_pairs
 from morphfed.experiment.environment import describe
 from morphfed.experiment.folds import fold_study, hold_out
-from morphfed.experiment.results import (
-    PRIMARY,
-    SCHEMA,
-    build_results,
-    describe_data,
-    describe_study,
-    retrogress_block,
-)
+from morphfed.experiment.results import SCHEMA, build_results, describe_data, describe_study, retrogress_block
+from morphfed.experiment.tasks import study_task
 from morphfed.experiment.train_unit import is_done, read_unit
 from morphfed.experiment.units import fold_folder, units_of_fold
 
@@ -89,7 +83,7 @@ def _recalls(site: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for unit in results["arms"]:
         # A method may have no model for a site that took no part: it is not judged there.
         if unit["algorithm"] != "local" and site in unit["sites"]:
-            for name, block in unit["sites"][site]["per_class"].items():
+            for name, block in unit["sites"][site].get("per_class", {}).items():
                 entries.setdefault((unit["model"], name), []).append(block)
     return [
         {
@@ -128,7 +122,7 @@ def _joined(
     scores: FoldScores,
     folds: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    study = resolved.study
+    study, primary = resolved.study, study_task(resolved.study).primary
     entries = [_unit(unit, run) for unit in units if is_done(unit, run)]
     kinds = {str(e["model"]): str(e["algorithm"]) for e in entries if e["algorithm"] != "local"}
     centralised = [model for model, algorithm in kinds.items() if algorithm == "centralised"]
@@ -150,9 +144,9 @@ def _joined(
             {"arm": arm, "held_out": site, "model": best}
             for arm in scores.local_arms
             for site in sites
-            if (best := scores.best_local(arm, site, PRIMARY))
+            if (best := scores.best_local(arm, site, primary))
         ],
-        "cross_site": fold_matrix(scores, PRIMARY),
+        "cross_site": fold_matrix(scores, primary),
         "comparisons": compare_pairs(scores, fold_pairs(scores, centralised, federated)),
         **retrogress_block((read_unit(unit, run) for unit in units if is_done(unit, run)), sites, prepared),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},

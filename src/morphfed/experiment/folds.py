@@ -47,8 +47,7 @@ def hold_out(prepared: Prepared, study: Study) -> Prepared:
     sets, info, notes = dict(prepared.sets), dict(prepared.info), list(prepared.notes)
     for site in turned:
         sets[site] = _all_test(sets[site])
-        info[site] = {**info[site], "role": "held_out", "classes": _counted_as_test(info[site]["classes"])}
-        info[site] |= _without_coarse(info[site])
+        info[site] = {**info[site], "role": "held_out", **_counted_as_test(info[site]), **_without_coarse(info[site])}
         split = {note for note in prepared.split_notes if note.startswith(f"{site}: ")}
         notes = [note for note in notes if note not in split]
     return replace(prepared, sets=sets, info=info, notes=notes)
@@ -69,8 +68,16 @@ def _without_coarse(block: dict[str, Any]) -> dict[str, Any]:
     return {"coarse": [], "n": block["n"] - sum(e["n"] for e in coarse), "left_out": [*block["left_out"], *left]}
 
 
-def _counted_as_test(classes: dict[str, dict[str, int]]) -> dict[str, Any]:
-    return {name: {"train": 0, "validation": 0, "test": sum(parts.values())} for name, parts in classes.items()}
+def _counted_as_test(block: dict[str, Any]) -> dict[str, Any]:
+    """A site's counts by part (``parts``), and by class or structure and part, with every image a test image."""
+
+    def moved(parts: dict[str, int]) -> dict[str, int]:
+        return {"train": 0, "validation": 0, "test": sum(parts.values())}
+
+    found = {
+        key: {name: moved(p) for name, p in block[key].items()} for key in ("classes", "structures") if key in block
+    }
+    return found | ({"parts": moved(block["parts"])} if "parts" in block else {})
 
 
 def refuse_folds(prepared: Prepared, study: Study) -> None:

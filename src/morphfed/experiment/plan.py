@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morphfed.core.progress import Event, Reporter, silent
-from morphfed.experiment.assemble import LeftOut, draft_sites, label_and_split
-from morphfed.experiment.prepare import coarse_block, coarse_notes
+from morphfed.experiment.assemble import LeftOut, draft_sites
+from morphfed.experiment.coarse import coarse_block, coarse_notes
 from morphfed.experiment.resolve import Resolved, resolve
 from morphfed.experiment.study import Arm, Study, load_study
+from morphfed.experiment.tasks import study_task
 from morphfed.experiment.units import Unit, steps_of, units_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def plan_study(
     study, arms = load_study(study_file, overrides)
     resolved = resolve(study, arms, study_file.parent)
     manifest, notes = draft_sites(study, study_file.parent, report=report)
-    manifest, left_out, split_notes = label_and_split(manifest, study, look=False)
+    chosen = study_task(study).select(manifest, study, look=False, report=report)
+    manifest, left_out, split_notes = chosen.manifest, chosen.left_out, list(chosen.split_notes)
+    notes += chosen.notes
     if study.data.split.copies_together:
         split_notes.append("the run will look for near-duplicates first, which may move a few images between parts")
     sites = {site: _site(study, manifest.frame, site, left_out) for site in study.sites}
@@ -91,7 +94,13 @@ def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | No
     from morphfed.training.features import views_of
 
     size = resolved.study.data.image_size
-    backbone = build(arm.model, classes=len(resolved.study.classes), image_size=size, seed=0, folder=resolved.folder)
+    backbone = build(
+        arm.model,
+        classes=study_task(resolved.study).outputs(resolved.study),
+        image_size=size,
+        seed=0,
+        folder=resolved.folder,
+    )
     network = backbone.module
     state = network.state_dict()
     layout = Layout.of(network, backbone.head)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os.path import commonpath, relpath
 from pathlib import Path, PurePosixPath
@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from morphfed.core.errors import ConfigError, DataError, StorageError
+from morphfed.core.errors import DataError, StorageError
 from morphfed.core.files import read_json, sha256_file, write_json, writing
 from morphfed.core.progress import Reporter, silent
 from morphfed.data.cache import ImageStore, Picture
-from morphfed.data.manifest import Manifest
+from morphfed.data.manifest import SPLITS, Manifest
 from morphfed.data.ontology import load_ontology
 from morphfed.data.scale import SiteScale, crop_side
 from morphfed.data.splits import Leak, leaks, owners_of
 from morphfed.evaluation.predictions import ClusterUnit
-from morphfed.experiment.assemble import LeftOut, column, draft_sites, label_and_split, site_scales
+from morphfed.experiment.assemble import LeftOut, column, draft_sites, site_scales
+from morphfed.experiment.coarse import coarse_block, coarse_notes
+from morphfed.experiment.tasks import study_task
 from morphfed.training.dataset import ImageSet
 
 if TYPE_CHECKING:
@@ -28,14 +30,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from morphfed.experiment.study import Study
-    from morphfed.tasks.coarse import Parents
 
 PREPARED = "prepared.parquet"
 DATA = "data.json"
 MANIFEST = "manifest.parquet"
 UNKNOWN = "unknown"
 """Part of a site's images that show none of the study's classes; only with ``evaluation.unknown``."""
-NO_CLASS = -1
 _JUDGED = ("validation", "test")
 
 
@@ -79,10 +79,11 @@ def prepare(
     store = ImageStore(cache, size=study.data.image_size, pad=study.data.pad)
     if not (run / DATA).is_file():
         manifest, notes = draft_sites(study, study_folder, report=report)
-        manifest, left_out, split_notes = label_and_split(manifest, study, report=report)
-        scales = site_scales(manifest, study, report=report)
-        manifest = manifest.write(run / MANIFEST)
-        _write_prepared(study, manifest, left_out, scales, store, run, notes, split_notes)
+        chosen = study_task(study).select(manifest, study, report=report)
+        scales = site_scales(chosen.manifest, study, report=report)
+        manifest = chosen.manifest.write(run / MANIFEST)
+        notes += chosen.notes
+        _write_prepared(study, manifest, chosen.left_out, scales, store, run, notes, chosen.split_notes)
     return load_prepared(study, run, cache, report=report, workers=workers)
 
 
@@ -102,8 +103,6 @@ def _write_prepared(
     strange = _strange(frame, study)
     frame = frame.assign(split=frame["split"].mask(strange, UNKNOWN))
     frame = frame[frame["class"].notna() | frame["parent"].notna() | strange].reset_index(drop=True)
-    parents = coarser_labels(study)
-    index = {name: i for i, name in enumerate((*study.classes, *parents))}
     own = frame["um_per_px"].to_numpy(dtype=float)
     site_scale = frame["site"].map({s: scale.um_per_px for s, scale in scales.items()}).to_numpy(dtype=float)
     um_per_px = np.where(np.isnan(own), site_scale, own)
@@ -115,11 +114,10 @@ def _write_prepared(
     clusters = [_cluster(*known) for known in zip(column(frame, "patient"), _lesions(frame), ids, strict=True)]
     prepared = frame[["path", "site", "split", "sha256", "source_label"]].copy()
     prepared["id"], prepared["cluster"] = ids, clusters
-    targets = [name or parent for name, parent in zip(column(frame, "class"), column(frame, "parent"), strict=True)]
-    prepared["label"] = [NO_CLASS if name is None else index[name] for name in targets]
     prepared["kind"] = frame["label"]
     prepared["crop_px"] = np.array([np.nan if crop is None else crop for crop in crops])
     prepared["key"] = pd.Series(keys, dtype=object)
+    prepared = study_task(study).with_targets(prepared, frame.assign(um_per_px=um_per_px), study)
     with writing(run / PREPARED) as temporary:
         prepared.to_parquet(temporary, index=False)
     info = {
@@ -128,49 +126,8 @@ def _write_prepared(
     }
     about_training = [*split_notes, *(n for site in info for n in coarse_notes(site, info[site].get("coarse", ())))]
     said = {"notes": [*notes, *about_training], "split_notes": about_training}
-    coarser = {node: list(below) for node, below in parents.items()}
-    write_json(run / DATA, {"sites": info, **said, "parents": coarser, "prepared_sha256": sha256_file(run / PREPARED)})
-
-
-def coarser_labels(study: Study) -> dict[str, tuple[str, ...]]:
-    """The labels that images are trained with beside the classes, in a fixed order, and the classes below each."""
-    return load_ontology().parents_of(study.classes) if study.data.coarse == "parent" else {}
-
-
-def coarse_block(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """What results and plan say of a site's images with a coarser label.
-
-    Args:
-        study: the classes.
-        rows: of one site, with the columns ``class``, ``parent`` and ``split``.
-    """
-    ontology = load_ontology()
-    trained = set(rows.loc[rows["split"] == "train", "class"].dropna())
-    found = []
-    for node, n in rows["parent"].value_counts().items():
-        below = ontology.classes_below(str(node), study.classes)
-        others = ontology.uncovered(str(node), study.classes)
-        unseen = [name for name in below if name not in trained]
-        found.append(
-            {"label": str(node), "n": int(n), "classes": list(below), "others": list(others), "unseen": unseen}
-        )
-    return found
-
-
-def coarse_notes(site: str, block: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Where class counts say too little, because a site has classes under a coarser label alone.
-
-    Args:
-        site: its name.
-        block: of :func:`coarse_block`.
-    """
-    return [
-        f"{site}: {entry['n']} training images are labelled {entry['label']}, none {' or '.join(entry['unseen'])}: "
-        "class_balanced and logit_adjusted with train.loss.prior = 'site' take these classes for rare there; "
-        "'federation' has the counts of all sites"
-        for entry in block
-        if entry["unseen"]
-    ]
+    meaning = study_task(study).meaning(study)
+    write_json(run / DATA, {"sites": info, **said, **meaning, "prepared_sha256": sha256_file(run / PREPARED)})
 
 
 def _strange(frame: pd.DataFrame, study: Study) -> pd.Series[bool]:
@@ -222,13 +179,6 @@ def _site_info(
 ) -> dict[str, Any]:
     strange = prepared[(prepared["site"] == site) & (prepared["split"] == UNKNOWN)]
     here = prepared[(prepared["site"] == site) & (prepared["split"] != UNKNOWN)]
-    counts = {
-        name: {
-            part: int(((here["label"] == i) & (here["split"] == part)).sum())
-            for part in ("train", "validation", "test")
-        }
-        for i, name in enumerate(study.classes)
-    }
     usable = rows.frame[rows.frame["class"].notna()]
     patients, lesions = usable["patient"], [lesion for lesion in _lesions(usable) if lesion is not None]
     known = bool(patients.notna().all()) and len(patients) > 0
@@ -243,7 +193,7 @@ def _site_info(
         "patients": int(patients.nunique()) if known else None,
         **({"lesions": len(set(lesions))} if by_lesion else {}),
         "cluster_unit": "patient" if known else "lesion" if by_lesion else "image",
-        "classes": counts,
+        **study_task(study).counts(here, study),
         **({"leaks": leaking} if leaking else {}),
         "left_out": [
             {"source_label": own, "n": n, "why": why} for (own, why), n in sorted(left_out.items(), key=lambda x: -x[1])
@@ -293,79 +243,48 @@ def load_prepared(
     ]
     info: dict[str, dict[str, Any]] = saved["sites"]
     notes = list(saved["notes"])
-    failed: dict[str, str] = {}
     if build:
         done = store.ensure(pictures, workers=workers, report=report)
-        failed = done.failed
         if done.rebuilt:
             notes.append(f"cache: {done.rebuilt} damaged pictures were made again")
     readable = frame["key"].isin(store.keys())
-    _note_unreadable(frame[~readable], info, failed)
+    _note_unreadable(frame[~readable], info, study)
     frame = frame[readable].reset_index(drop=True)
+    targets = study_task(study).targets(frame, study, saved, run, cache, report=report, workers=workers, build=build)
     rows = store.rows_of(frame["key"])
-    index = {name: i for i, name in enumerate(study.classes)}
-    parents = tuple(tuple(index[name] for name in below) for below in saved.get("parents", {}).values())
-    sets = {site: _parts(frame, rows, store, site, len(index), parents) for site in study.sites}
+
+    def images(here: NDArray[np.bool_]) -> ImageSet:
+        part = frame[here]
+        ids, clusters = (part[name].to_numpy(dtype=object) for name in ("id", "cluster"))
+        return targets(part, store=store, rows=rows[here], ids=ids, clusters=clusters)
+
+    def parts(site: str) -> dict[str, ImageSet]:
+        mine = (frame["site"] == site).to_numpy()
+        return {split: images(mine & (frame["split"] == split).to_numpy()) for split in SPLITS}
+
+    sets = {site: parts(site) for site in study.sites}
     refuse_untrainable(sets, study)
     units: dict[str, ClusterUnit] = {site: block["cluster_unit"] for site, block in info.items()}
     split_notes = list(saved.get("split_notes", ()))
-    return Prepared(sets, units, info, notes, split_notes, _unknown(frame, rows, store, study))
+    unknown = {}
+    for site in study.sites if study.evaluation.unknown else ():
+        here = ((frame["site"] == site) & (frame["split"] == UNKNOWN)).to_numpy()
+        if here.any():
+            unknown[site] = (images(here), frame["kind"][here].to_numpy().astype(str))
+    return Prepared(sets, units, info, notes, split_notes, unknown)
 
 
-def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], failed: Mapping[str, str]) -> None:
+def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], study: Study) -> None:
     for site, rows in lost.groupby("site"):
         block = info[str(site)]
-        names = list(block["classes"])
-        coarse = {str(entry["label"]): entry for entry in block.get("coarse", ())}
         for kind in rows.loc[rows["split"] == UNKNOWN, "kind"]:
             block["unknown"][kind] -= 1
         block["unreadable"] = sorted(Path(p).name for p in rows["path"])
         rows = rows[rows["split"] != UNKNOWN]
         block["n"] -= len(rows)
-        for label, kind, split in zip(rows["label"], rows["kind"], rows["split"], strict=True):
-            if label < len(names):
-                block["classes"][names[int(label)]][split] -= 1
-            else:
-                coarse[str(kind)]["n"] -= 1
+        study_task(study).uncount(block, rows)
         for label, n in Counter(rows["source_label"]).items():
             block["left_out"].append({"source_label": label, "n": n, "why": "the file cannot be read"})
-
-
-def _parts(
-    frame: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, site: str, classes: int, parents: Parents
-) -> dict[str, ImageSet]:
-    parts = {}
-    for split in ("train", "validation", "test"):
-        here = ((frame["site"] == site) & (frame["split"] == split)).to_numpy()
-        parts[split] = _image_set(frame[here], rows[here], store, classes, parents)
-    return parts
-
-
-def _unknown(
-    frame: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, study: Study
-) -> dict[str, tuple[ImageSet, NDArray[np.str_]]]:
-    found = {}
-    for site in study.sites if study.evaluation.unknown else ():
-        here = ((frame["site"] == site) & (frame["split"] == UNKNOWN)).to_numpy()
-        if here.any():
-            part = frame[here]
-            images = _image_set(part, rows[here], store, len(study.classes))
-            found[site] = (images, part["kind"].to_numpy().astype(str))
-    return found
-
-
-def _image_set(
-    part: pd.DataFrame, rows: NDArray[np.int64], store: ImageStore, classes: int, parents: Parents = ()
-) -> ImageSet:
-    return ImageSet(
-        store=store,
-        rows=rows,
-        labels=part["label"].to_numpy(dtype=np.int64),
-        classes=classes,
-        ids=part["id"].to_numpy(dtype=object),
-        clusters=part["cluster"].to_numpy(dtype=object),
-        parents=parents,
-    )
 
 
 def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study) -> None:
@@ -373,7 +292,7 @@ def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study)
 
     Raises:
         DataError: names the site.
-        ConfigError: all training images are of one class.
+        ConfigError: there is nothing to tell apart in all training images together.
     """
     for site in study.training_sites:
         exact = int(sets[site]["train"].exact.sum())
@@ -385,9 +304,4 @@ def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study)
     for site in study.held_out:
         if len(sets[site]["test"]) == 0:
             raise DataError(f"Held-out site '{site}' has no readable image.", fix="check its folder.")
-    counts = np.sum([sets[site]["train"].class_counts for site in study.training_sites], axis=0)
-    if np.count_nonzero(counts) < 2:
-        without = f" without {', '.join(study.held_out)}" if study.held_out else ""
-        raise ConfigError(
-            f"All training images{without} are of one class.", fix="name other classes, or bring other sites."
-        )
+    study_task(study).refuse([sets[site]["train"] for site in study.training_sites], study)

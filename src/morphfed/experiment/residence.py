@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -12,28 +12,31 @@ from morphfed.core.progress import Event, Reporter, silent
 from morphfed.training.resident import ResidentStore, Room, bytes_of, free_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from morphfed.experiment.prepare import Prepared
     from morphfed.training.dataset import Gather, ImageSet
 
 Where = Literal["device", "host"]
+Wanted = dict[str, tuple["Gather", "NDArray[np.int64]"]]
+"""Field of the sets, such as ``store`` → the store that all of them share, and the rows that any of them may ask."""
 
 
 @dataclass
 class _Kept:
     """What this process has on its GPU; units that follow on the same images find them there."""
 
-    source: Gather | None = None
-    store: ResidentStore | None = None
+    sources: dict[str, Gather] = field(default_factory=dict)
+    stores: dict[str, ResidentStore] = field(default_factory=dict)
 
-    def covers(self, source: Gather, rows: NDArray[np.int64], device: torch.device) -> bool:
-        store = self.store
-        return (
-            store is not None
-            and self.source is source
-            and store.values.device == device
-            and bool(np.isin(rows, store.rows).all())
+    def covers(self, wanted: Wanted, device: torch.device) -> bool:
+        return self.stores.keys() == wanted.keys() and all(
+            self.sources[name] is source
+            and self.stores[name].values.device == device
+            and bool(np.isin(rows, self.stores[name].rows).all())
+            for name, (source, rows) in wanted.items()
         )
 
 
@@ -46,7 +49,7 @@ def bring(
     """Put all images of a study on a GPU, if they fit; they are then gathered there.
 
     Args:
-        prepared: the study's sets, of images or of stored features; all from one store.
+        prepared: the study's sets, of images (with masks) or of stored features; all from one store.
         device: of this unit; on a CPU nothing is done.
         processes: that share the device, and so its memory.
         report: told what was decided, and why.
@@ -57,40 +60,35 @@ def bring(
     """
     if device.type == "cpu":
         return prepared, "host"
-    every = _every(prepared)
-    source = every[0].store
-    rows = np.concatenate([data.rows_used() for data in every])
-    if not _kept.covers(source, rows, device):
+    wanted = _wanted(prepared)
+    if not _kept.covers(wanted, device):
         _forget()
-        room = Room(bytes_of(source, rows), free_bytes(device), processes)
-        store, said = _load(source, rows, device, room)
+        room = Room(sum(bytes_of(*each) for each in wanted.values()), free_bytes(device), processes)
+        stores, said = _load(wanted, device, room)
         report(Event(task, text=said, level="info"))
-        if store is None:
+        if stores is None:
             return prepared, "host"
-        _kept.source, _kept.store = source, store
-    assert _kept.store is not None
-    return _with_store(prepared, _kept.store), "device"
+        _kept.sources, _kept.stores = {name: source for name, (source, _) in wanted.items()}, stores
+    return _with_stores(prepared, _kept.stores), "device"
 
 
-def _load(
-    source: Gather, rows: NDArray[np.int64], device: torch.device, room: Room
-) -> tuple[ResidentStore | None, str]:
-    count = len(np.unique(rows))
+def _load(wanted: Wanted, device: torch.device, room: Room) -> tuple[dict[str, ResidentStore] | None, str]:
+    count = len(np.unique(wanted["store"][1]))
     shared = f", shared by {room.processes} processes" if room.processes > 1 else ""
     hosted = "each batch is copied from pinned host memory"
     if not room.fits:
         why = f"{_gb(room.allowed)} are allowed of {_gb(room.free)} free{shared}"
         return None, f"{count:,} images do not fit on {device}: {_gb(room.needed)} needed, {why}; {hosted}"
     try:
-        store = ResidentStore(source, rows, device)
+        stores = {name: ResidentStore(source, rows, device) for name, (source, rows) in wanted.items()}
     except torch.OutOfMemoryError:  # another process was faster
         _forget()
         return None, f"{count:,} images ({_gb(room.needed)}) found no memory on {device} after all; {hosted}"
-    return store, f"{count:,} images ({_gb(room.needed)} of {_gb(room.free)} free{shared}) stay on {device}"
+    return stores, f"{count:,} images ({_gb(room.needed)} of {_gb(room.free)} free{shared}) stay on {device}"
 
 
 def _forget() -> None:
-    _kept.source = _kept.store = None
+    _kept.sources, _kept.stores = {}, {}
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # what torch keeps for itself would not count as free
 
@@ -100,12 +98,19 @@ def _every(prepared: Prepared) -> list[ImageSet]:
     return found + [images for images, _ in prepared.unknown.values()]
 
 
-def _with_store(prepared: Prepared, store: ResidentStore) -> Prepared:
-    sets = {
-        site: {part: replace(data, store=store) for part, data in parts.items()}
-        for site, parts in prepared.sets.items()
+def _wanted(prepared: Prepared) -> Wanted:
+    every = [data.stored() for data in _every(prepared)]
+    return {
+        name: (source, np.concatenate([stored[name][1] for stored in every])) for name, (source, _) in every[0].items()
     }
-    unknown = {site: (replace(images, store=store), kinds) for site, (images, kinds) in prepared.unknown.items()}
+
+
+def _with_stores(prepared: Prepared, stores: Mapping[str, ResidentStore]) -> Prepared:
+    def there(data: ImageSet) -> ImageSet:
+        return replace(data, **stores)  # type: ignore[arg-type]  # fields that hold a store
+
+    sets = {site: {part: there(data) for part, data in parts.items()} for site, parts in prepared.sets.items()}
+    unknown = {site: (there(images), kinds) for site, (images, kinds) in prepared.unknown.items()}
     return replace(prepared, sets=sets, unknown=unknown)
 
 

@@ -12,6 +12,7 @@ from morphfed.experiment.devices import devices_of
 from morphfed.experiment.environment import cores as available_cores
 from morphfed.experiment.features import wants_features
 from morphfed.experiment.study import Arm, Study
+from morphfed.experiment.tasks import study_task
 from morphfed.experiment.units import units_of
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class Resolved:
         from morphfed.models.backbone import build
 
         size = self.study.data.image_size
-        backbone = build(arm.model, classes=len(self.study.classes), image_size=size, seed=0, folder=self.folder)
+        outputs = study_task(self.study).outputs(self.study)
+        backbone = build(arm.model, classes=outputs, image_size=size, seed=0, folder=self.folder)
         return backbone.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def with_measured(self, saved: Mapping[str, Any]) -> Resolved:

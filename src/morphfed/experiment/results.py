@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,29 +19,23 @@ from morphfed.evaluation.compare import (
     default_pairs,
     summarise,
 )
-from morphfed.evaluation.options import OPTIONS, gains
-from morphfed.evaluation.predictions import Predictions, read_predictions
+from morphfed.evaluation.options import gains
 from morphfed.evaluation.retrogress import summarise_retrogress
-from morphfed.evaluation.site import Role, adaptation, calibration_error, evaluate_site
-from morphfed.evaluation.unknown import judge_strangers, read_strangers
+from morphfed.evaluation.site import Role
 from morphfed.experiment.environment import describe
-from morphfed.experiment.train_unit import ADAPTED, ONE_VIEW, STRANGERS, is_done, read_unit
+from morphfed.experiment.tasks import StudyTask, study_task
+from morphfed.experiment.train_unit import is_done, read_unit
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from morphfed.evaluation.predictions import Judged
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.resolve import Resolved
-    from morphfed.experiment.study import Study
     from morphfed.experiment.units import Unit
     from morphfed.training.dataset import ImageSet
 
 SCHEMA = 1
-PREDICTIONS = "predictions.parquet"
-SAMPLES_PER_CLASS = 2
 _Pair = tuple[UnitPredictions, UnitPredictions]
 """One unit with an option of the judging and without it."""
-PRIMARY = "balanced_accuracy"
 
 
 def build_results(
@@ -63,27 +55,21 @@ def build_results(
     Returns:
         The content of results.json, and the scores that its summary and comparisons were read from.
     """
-    study = resolved.study
+    study, task = resolved.study, study_task(resolved.study)
     done = [unit for unit in units if is_done(unit, run)]
     roles: dict[str, Role] = {site: block["role"] for site, block in prepared.info.items()}
     entries, predicted = [], []
-    versions: dict[str, list[_Pair]] = {name: [] for name in OPTIONS}
+    versions: dict[str, list[_Pair]] = {name: [] for name in task.options}
     for number, unit in enumerate(done):
         report(Event("evaluate", number, len(done), f"judging {unit.key}"))
-        raw = _read(unit, run, PREDICTIONS, prepared)
         entry = read_unit(unit, run)
-        temperature = entry.get("calibration", {}).get("temperature")
-        found = {site: p.tempered(temperature or 1.0) for site, p in raw.items()}
-        entry["sites"] = _judge(unit, found, roles, prepared, resolved)
+        said = task.judge(unit, entry, roles, prepared, study, run)
         entries.append(entry)
-        predicted.append(_predicted(unit, entry, found, roles))
-        adapted = {site: p.tempered(temperature or 1.0) for site, p in _adapted(unit, run, roles).items()}
-        one_view = _read(unit, run, ONE_VIEW, prepared)
-        _judge_options(entry, raw, found, adapted, unit.folder(run), study)
-        for name, (treated, plain) in _versions(raw, found, temperature, adapted, one_view).items():
+        predicted.append(_predicted(unit, entry, said.found, roles))
+        for name, (treated, plain) in said.versions.items():
             versions[name].append((_predicted(unit, entry, treated, roles), _predicted(unit, entry, plain, roles)))
     report(Event("evaluate", len(done), len(done), "comparing arms"))
-    scores = Scores(predicted, resamples=study.evaluation.resamples, seed=0)
+    scores = task.scores(predicted, resamples=study.evaluation.resamples)
     saved = read_json(run / "config.json")
     results = {
         "schema": SCHEMA,
@@ -92,9 +78,9 @@ def build_results(
         "arms": entries,
         "failed": [{"unit": name, "reason": why} for name, why in failed.items()],
         "summary": summarise(scores),
-        "cross_site": cross_site_matrix(scores, metric=PRIMARY),
-        "comparisons": compare_pairs(scores, default_pairs(predicted)),
-        "options": _gains(versions, study.evaluation.resamples),
+        "cross_site": cross_site_matrix(scores, metric=task.primary),
+        "comparisons": compare_pairs(scores, default_pairs(predicted), task.compared(scores)),
+        "options": _gains(task, versions, study.evaluation.resamples),
         **retrogress_block(entries, study.training_sites, prepared),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
@@ -102,46 +88,17 @@ def build_results(
     return results, scores
 
 
-def _read(unit: Unit, run: Path, name: str, prepared: Prepared) -> dict[str, Predictions]:
-    """Predictions of a unit, of the images that are test images in this study; {} without such a file."""
-    path = unit.folder(run) / name
-    if name != PREDICTIONS and not path.is_file():
-        return {}
-    found = read_predictions(path)
-    if unit.shared:
-        return {site: p.only(prepared.sets[site]["test"].ids.astype(str)) for site, p in found.items()}
-    return found
-
-
 def _predicted(
-    unit: Unit, entry: Mapping[str, Any], found: Mapping[str, Predictions], roles: Mapping[str, Role]
+    unit: Unit, entry: Mapping[str, Any], found: Mapping[str, Judged], roles: Mapping[str, Role]
 ) -> UnitPredictions:
     return UnitPredictions(unit.arm, unit.model, entry["algorithm"], unit.seed, unit.trained_on, found, roles)
 
 
-def _versions(
-    raw: Mapping[str, Predictions],
-    found: Mapping[str, Predictions],
-    temperature: float | None,
-    adapted: Mapping[str, Predictions],
-    one_view: Mapping[str, Predictions],
-) -> dict[str, tuple[Mapping[str, Predictions], Mapping[str, Predictions]]]:
-    """Option → what the unit said with it and without it, of the same images; only options that the study asked for."""
-    pairs = {}
-    if one_view:
-        pairs["views"] = (raw, one_view)
-    if temperature is not None:
-        pairs["calibrate"] = (found, raw)
-    if adapted:
-        pairs["adapt"] = (adapted, {site: found[site] for site in adapted})
-    return pairs
-
-
-def _gains(versions: Mapping[str, Sequence[_Pair]], resamples: int) -> list[dict[str, Any]]:
+def _gains(task: StudyTask, versions: Mapping[str, Sequence[_Pair]], resamples: int) -> list[dict[str, Any]]:
     found = []
     for name, pairs in versions.items():
         treated, plain = [with_it for with_it, _ in pairs], [without for _, without in pairs]
-        found += gains(name, treated, plain, OPTIONS[name], resamples=resamples)
+        found += gains(name, treated, plain, task.options[name], make=task.scores, resamples=resamples)
     return found
 
 
@@ -168,15 +125,15 @@ def describe_study(resolved: Resolved, saved: Mapping[str, Any]) -> dict[str, An
     return {
         "name": study.name,
         "title": study.title or study.name,
-        "task": "classification",
-        "classes": list(study.classes),
+        "task": study.task,
+        **study_task(study).describe(study),
         "seeds": list(study.seeds),
         "training_sites": study.training_sites,
         "held_out": list(study.held_out),
         "arms": list(study.arms),
         "created": saved["created"],
         "seconds": saved["seconds"],
-        "primary_metric": PRIMARY,
+        "primary_metric": study_task(study).primary,
     }
 
 
@@ -185,100 +142,14 @@ def describe_data(prepared: Prepared, resolved: Resolved, run: Path) -> dict[str
     return {"sites": _sites(prepared, resolved), "notes": prepared.notes, "check": _check(run)}
 
 
-def _judge(
-    unit: Unit,
-    found: Mapping[str, Predictions],
-    roles: Mapping[str, Role],
-    prepared: Prepared,
-    resolved: Resolved,
-) -> dict[str, Any]:
-    study = resolved.study
-    judged = {}
-    for site, predictions in found.items():
-        block = evaluate_site(predictions, role=roles[site], resamples=study.evaluation.resamples, seed=0)
-        # Pictures of mistakes are shown for the first seed: the others make much the same ones.
-        if study.evaluation.images and unit.seed == study.seeds[0]:
-            _add_images(block["errors"], prepared.sets[site]["test"])
-        judged[site] = block
-    return judged
-
-
-def _judge_options(
-    entry: Mapping[str, Any],
-    raw: Mapping[str, Predictions],
-    found: Mapping[str, Predictions],
-    adapted: Mapping[str, Predictions],
-    folder: Path,
-    study: Study,
-) -> None:
-    """Add to the sites' blocks what only some studies ask for: before calibration, after adaptation, unknown cells.
-
-    Args:
-        raw: as the model said it.
-        found: the same at the unit's temperature.
-        adapted: at held-out sites after adaptation, at that temperature too.
-        folder: the unit's.
-    """
-    resamples, sites = study.evaluation.resamples, entry["sites"]
-    temperature = entry.get("calibration", {}).get("temperature", 1.0)
-    if "calibration" in entry:
-        for site, p in raw.items():
-            sites[site]["uncalibrated"] = {"ece": calibration_error(p, resamples=resamples)}
-    how = study.evaluation.adapt
-    for site, p in adapted.items():
-        sites[site]["adapted"] = adaptation(found[site], p, how=how, metric=PRIMARY, resamples=resamples)
-    if "rejection" in entry:
-        strangers = read_strangers(folder / STRANGERS)
-        for site, known in found.items():
-            met = strangers[site].tempered(temperature) if site in strangers else None
-            threshold = entry["rejection"]["threshold"]
-            sites[site]["unknown"] = judge_strangers(known, met, threshold, resamples=resamples)
-
-
-def _adapted(unit: Unit, run: Path, roles: Mapping[str, Role]) -> dict[str, Predictions]:
-    """Predictions of the model adapted to each held-out site; none where nothing was adapted."""
-    path = unit.folder(run) / ADAPTED
-    if not path.is_file():
-        return {}
-    # A local model that folds share was adapted to every other site; in this fold only some are held out.
-    return {site: p for site, p in read_predictions(path).items() if roles[site] == "held_out"}
-
-
-def _add_images(errors: Sequence[dict[str, Any]], data: ImageSet) -> None:
-    where = {str(name): i for i, name in enumerate(data.ids)}
-    for error in errors:
-        error["image"] = data_uri(data.store.gather(data.rows[[where[error["path"]]]])[0])
-
-
-def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """A picture ``(H, W, 3)`` as a JPEG data URI."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _sites(prepared: Prepared, resolved: Resolved) -> dict[str, Any]:
+    study, task = resolved.study, study_task(resolved.study)
     blocks = {}
     for site, block in prepared.info.items():
         parts = [part for part in prepared.sets[site].values() if len(part)]
         blocks[site] = {**block, "colour": _colour(parts)}
-        blocks[site]["samples"] = _samples(site, parts, resolved) if resolved.study.evaluation.images else []
+        blocks[site]["samples"] = task.samples(site, parts, study) if study.evaluation.images else []
     return blocks
-
-
-def _samples(site: str, parts: Sequence[ImageSet], resolved: Resolved) -> list[dict[str, str]]:
-    """A few of the site's pictures of each class, as the model sees them."""
-    found = []
-    rows = np.concatenate([p.rows for p in parts])
-    labels = np.concatenate([p.labels for p in parts])
-    for index, name in enumerate(resolved.study.classes):
-        here = rows[labels == index]
-        chosen = numpy_stream(0, "samples", site, name).permutation(len(here))[:SAMPLES_PER_CLASS]
-        for row in here[np.sort(chosen)]:
-            found.append({"class": name, "image": data_uri(parts[0].store.gather(np.array([row]))[0])})
-    return found
 
 
 def _colour(parts: Sequence[ImageSet]) -> dict[str, list[float]]:

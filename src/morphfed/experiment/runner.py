@@ -208,7 +208,8 @@ def _check_data(resolved: Resolved, run: Path, report: Reporter) -> None:
 
     found = check(
         Manifest.read(run / "manifest.parquet"),
-        classes=resolved.study.classes,
+        classes=resolved.study.classes or None,
+        labelled=bool(resolved.study.classes),
         min_per_class=resolved.study.data.min_per_class,
         report=report,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Specs
 from morphfed.core.config import Config, override, read_toml, validate
@@ -20,6 +20,8 @@ from morphfed.models.layout import Layout
 from morphfed.models.tuning import refuse_nonsense
 from morphfed.training.config import TrainConfig
 
+TaskName = Literal["classification", "segmentation"]
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
@@ -30,6 +32,11 @@ class SiteConfig(Config):
     source: str | None = Field(None, description="source adapter; empty: the one that fits best")
     um_per_px: float | None = Field(None, gt=0, description="micrometres per pixel; empty: from the source")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source adapter")
+    mask_values: dict[str, int | tuple[int, ...]] = Field(
+        default_factory=dict,
+        description="structure = its value, or list of values, in this site's masks; empty: the source's, else the "
+        "k-th structure is k; with task = 'segmentation'",
+    )
 
 
 class SplitConfig(Config):
@@ -112,7 +119,9 @@ class Study(Config):
     name: str = Field(description="short name; the run folder is called after it")
     title: str = Field("", description="headline of the report")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training run of every arm each")
-    classes: tuple[str, ...] = Field(min_length=2, description="nodes of the ontology; finer labels are joined")
+    task: TaskName = Field("classification", description="classification: a class an image; segmentation: a mask")
+    classes: tuple[str, ...] = Field((), description="nodes of the ontology, at least 2; finer labels are joined")
+    structures: tuple[str, ...] = Field((), description="what masks show beside the background; with segmentation")
     held_out: tuple[str, ...] = Field((), description="sites that never train and never select")
     holdout: Literal["named", "each"] = Field(
         "named", description="named: the sites of held_out; each: every site in turn, all others training"
@@ -128,6 +137,30 @@ class Study(Config):
     )
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     compute: ComputeConfig = Field(default_factory=ComputeConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_task(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "segmentation":
+            federation = values.get("federation")
+            if federation is None or (isinstance(federation, dict) and "select" not in federation):
+                return {**values, "federation": {**(federation or {}), "select": "dice"}}
+        return values
+
+    @field_validator("classes", "structures")
+    @classmethod
+    def _names_of_the_task(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        task = info.data.get("task")
+        if info.field_name == "classes" and task == "classification" and len(value) < 2:
+            raise ValueError("name at least two classes")
+        if info.field_name == "structures" and task == "segmentation" and not value:
+            raise ValueError("name at least one structure, such as structures = ['nucleus']")
+        wrong = "classes" if task == "segmentation" else "structures"
+        if value and info.field_name == wrong:
+            raise ValueError(f"task = '{task}' has {'structures' if wrong == 'classes' else 'classes'}, no {wrong}")
+        if info.field_name == "structures" and len(set(value)) != len(value):
+            raise ValueError("each name once")
+        return value
 
     @field_validator("name")
     @classmethod
@@ -232,7 +265,11 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> tuple[Study, dict[s
     values = override(read_toml(path), overrides)
     study = validate(Study, values, where=str(path))
     _check_sites(study, path)
-    return study, {name: resolve_arm(study, name, where=str(path)) for name in study.arms}
+    arms = {name: resolve_arm(study, name, where=str(path)) for name in study.arms}
+    from morphfed.experiment.tasks import study_task
+
+    study_task(study).check(study, arms, where=str(path))
+    return study, arms
 
 
 def _check_sites(study: Study, path: Path) -> None:
@@ -248,9 +285,6 @@ def _check_sites(study: Study, path: Path) -> None:
         raise ConfigError(f"{path}: every site is held out.", fix="leave at least one site to train.")
     if not study.arms:
         raise ConfigError(f"{path}: no arm is named.", fix="add for example [arms.fedavg].")
-    from morphfed.data.ontology import load_ontology
-
-    load_ontology().resolve_classes(study.classes)
 
 
 def _check_each(study: Study, path: Path) -> None:
@@ -290,20 +324,10 @@ def resolve_arm(study: Study, name: str, *, where: str) -> Arm:
                 f"Known here: {', '.join(sorted(known))}.",
                 fix="correct the key; `morphfed show " + algorithm.name + "` explains each.",
             )
+    own = {**algorithm.defaults.get(study.task, {}), **own}
     config = validate(algorithm.config, own, where=f"{where}: arms.{name}")
     refuse_nonsense(tables["model"], where=f"{where}: arms.{name}")
-    arm = Arm(name, algorithm, config, **tables)
-    _refuse_coarse(study, arm, where)
-    return arm
-
-
-def _refuse_coarse(study: Study, arm: Arm, where: str) -> None:
-    """The seesaw factors are those of one true class, which an image with a coarser label does not name."""
-    if study.data.coarse == "parent" and (arm.train.loss.kind == "seesaw" or arm.algorithm.counts(arm.config)):
-        raise ConfigError(
-            f"{where}: arms.{arm.name}: the seesaw loss is not defined for images with a coarser label.",
-            fix='set data.coarse = "leave_out", or choose another train.loss.kind (in prr: loss = "task").',
-        )
+    return Arm(name, algorithm, config, **tables)
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from morphfed.core.files import read_json, sha256_file, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.seeding import derive
 from morphfed.core.types import Spec, Tensors, nbytes
-from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
-from morphfed.evaluation.predictions import Predictions, write_predictions
-from morphfed.evaluation.unknown import Strangers, write_strangers
 from morphfed.experiment.devices import Place, exact
 from morphfed.experiment.features import on_features
 from morphfed.experiment.residence import bring
+from morphfed.experiment.tasks import study_task
+from morphfed.experiment.tasks.base import Trained
 from morphfed.experiment.units import POOLED, Unit
+from morphfed.federation import retrogress
 from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.coding.wire import Coding
 from morphfed.federation.loop import Outcome, RoundLoop, downloads_of
 from morphfed.federation.reject import choose_threshold
-from morphfed.federation.site import BEFORE_METRICS, UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace, under
+from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace, under
 from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
@@ -40,17 +38,11 @@ from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from morphfed.algorithms.base import SiteHalf
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.study import Arm, Study
 
 DONE = "unit.json"
-ADAPTED = "adapted.parquet"
-ONE_VIEW = "one-view.parquet"
-"""Predictions of the pictures as they are, beside the means over views; only with ``evaluation.views`` above 1."""
-STRANGERS = "unknown.parquet"
 _NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
 
 
@@ -81,12 +73,12 @@ def train_unit(
         FederationError: a round lost its quorum.
         StorageError: something could not be written; what was saved before stays.
     """
-    folder = unit.folder(run)
+    folder, task = unit.folder(run), study_task(study)
     place = place or Place(study.compute.device)
     device = exact(place.device)
     backbone = build(
         arm.model,
-        classes=len(study.classes),
+        classes=task.outputs(study),
         image_size=study.data.image_size,
         seed=derive(unit.seed, "weights"),
         folder=study_folder,
@@ -100,7 +92,13 @@ def train_unit(
         model, prepared = stored.model, stored.prepared
     prepared, images_on = bring(prepared, device, processes=place.sharing, report=report, task=unit.key)
     trainer = Trainer(
-        arm.train, mean=backbone.mean, std=backbone.std, device=device, seed=unit.seed, compiled=place.compiled
+        arm.train,
+        mean=backbone.mean,
+        std=backbone.std,
+        device=device,
+        seed=unit.seed,
+        compiled=place.compiled,
+        task=task.task,
     )
     layout = Layout.of(model, backbone.head)
     # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
@@ -127,13 +125,8 @@ def train_unit(
     chosen = (
         (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
     )
-    said = _predict(unit, arm, study, prepared, trainer, workspace, *chosen)
-    write_predictions(folder / "predictions.parquet", said.found)
-    for name, more in ((ONE_VIEW, said.one_view), (ADAPTED, said.adapted)):
-        if more:
-            write_predictions(folder / name, more)
-    if study.evaluation.unknown:
-        write_strangers(folder / STRANGERS, said.strangers, study.classes)
+    tested = _tested(unit, arm, study, prepared, trainer, workspace, *chosen)
+    task.predict(Trained(unit, study, arm, prepared, trainer, workspace, tested, folder))
     transport.load_site_states(chosen[1])
     settled = _settle(unit, study, transport, outcome, *chosen)
     told = {
@@ -156,12 +149,12 @@ def _sites(
     coding: Coding,
     folder: Path,
 ) -> list[Site]:
-    judges_own = study.evaluation.retrogress and unit.moves
+    judges_own, validation = study.evaluation.retrogress and unit.moves, study_task(study).task.validation
     declaration = Declaration(
         coding.specs,
-        UPLOAD_METRICS | arm.algorithm.numbers | (BEFORE_METRICS if judges_own else frozenset()),
+        UPLOAD_METRICS | arm.algorithm.numbers | (retrogress.names(validation) if judges_own else frozenset()),
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}{_written(arm, coding)}",
-        VALIDATION_METRICS,
+        validation,
         _statistics(study, arm),
     )
     keep = arm.train.optimizer_state == "keep" or (arm.train.optimizer_state == "auto" and not unit.moves)
@@ -175,7 +168,7 @@ def _sites(
             workspace=workspace,
             half=arm.algorithm.site(arm.config),
             gate=EgressGate(name, declaration, folder / "ledger.jsonl" if unit.moves else None),
-            measure=validation_metrics,
+            measure=study_task(study).validation_metrics,
             keep_optimizer=keep,
             judges_own=judges_own,
             coding=coding,
@@ -196,7 +189,7 @@ def _written(arm: Arm, coding: Coding) -> str:
 
 def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
     """Sums that may leave a site outside the rounds: none unless the study asks for what they are needed for."""
-    counts = class_counts(len(study.classes)) if _shares_counts(arm) else {}
+    counts = class_counts(study_task(study).outputs(study)) if _shares_counts(arm) else {}
     losses = temperature_losses() if study.evaluation.calibrate == "temperature" else {}
     return counts | losses | (confidence_counts() if study.evaluation.unknown else {})
 
@@ -204,17 +197,6 @@ def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
 def _shares_counts(arm: Arm) -> bool:
     """Whether the sites' class counts are summed: for the loss, or for the algorithm."""
     return arm.train.loss.prior == "federation" or arm.algorithm.counts(arm.config)
-
-
-def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
-    """What a site reports of its validation part each round: balanced accuracy, macro-F1, and mean log loss."""
-    counts = confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1])
-    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return {
-        "balanced_accuracy": float(balanced_accuracy(counts)),
-        "macro_f1": float(macro_f1(counts)),
-        "loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
-    }
 
 
 def _full(initial: Tensors, *parts: Tensors) -> Tensors:
@@ -233,7 +215,7 @@ def _save_models(
         "morphfed": json.dumps(
             {
                 "architecture": arm.model.model_dump(mode="json", exclude={"weights"}),
-                "classes": list(study.classes),
+                **study_task(study).card(study),
                 "image_size": study.data.image_size,
                 "field_um": study.data.field_um,
                 "mean": backbone.mean,
@@ -254,24 +236,7 @@ def _save_models(
             weights.save(folder / "sites" / site / f"{name}.safetensors", state, card)
 
 
-@dataclass
-class _Said:
-    """What a model says, by site.
-
-    Attributes:
-        found: of the test images.
-        one_view: of the same as they are, where ``found`` is a mean over views.
-        adapted: of the same at held-out sites, after adaptation.
-        strangers: of cells of none of the classes.
-    """
-
-    found: dict[str, Predictions] = field(default_factory=dict)
-    one_view: dict[str, Predictions] = field(default_factory=dict)
-    adapted: dict[str, Predictions] = field(default_factory=dict)
-    strangers: dict[str, Strangers] = field(default_factory=dict)
-
-
-def _predict(
+def _tested(
     unit: Unit,
     arm: Arm,
     study: Study,
@@ -280,10 +245,8 @@ def _predict(
     workspace: Workspace,
     model: Tensors,
     sites: dict[str, Tensors],
-) -> _Said:
-    """Predict at every site."""
-    said = _Said()
-    views = study.evaluation.views
+) -> Iterator[tuple[str, ImageSet]]:
+    """Each site whose test images the unit predicts, with the network filled as that site would use it."""
     half = arm.algorithm.site(arm.config)
     downloads = downloads_of(model, sites)
     for name in study.sites:
@@ -293,42 +256,7 @@ def _predict(
             continue
         workspace.load(downloads.get(name, model))
         _load_own(workspace, trainer, data, half, sites.get(name))
-        said.found[name] = plain = Predictions(
-            classes=study.classes,
-            ids=data.ids.astype(str),
-            labels=data.labels,
-            probabilities=trainer.predict(workspace.model, data, views=views),
-            clusters=data.clusters.astype(str),
-            cluster_unit=prepared.cluster_units[name],
-        )
-        if views != 1:
-            said.one_view[name] = replace(plain, probabilities=trainer.predict(workspace.model, data))
-        if name in prepared.unknown:
-            images, kinds = prepared.unknown[name]
-            probabilities = trainer.predict(workspace.model, images, views=views)
-            said.strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
-        if name in study.held_out and _adapts(study, arm, workspace):
-            with _restored(workspace):
-                trainer.restimate_norms(workspace.model, data)
-                again = trainer.predict(workspace.model, data, views=views)
-            said.adapted[name] = replace(plain, probabilities=again)
-    return said
-
-
-def _adapts(study: Study, arm: Arm, workspace: Workspace) -> bool:
-    """Whether batch norms are re-estimated; site-local ones are at every newcomer, with or without being asked."""
-    asked = study.evaluation.adapt == "norms" and arm.model.norm != "local"
-    return asked and any(True for _ in batch_norms(workspace.model))
-
-
-@contextmanager
-def _restored(workspace: Workspace) -> Iterator[None]:
-    """Give the network back as it was: statistics of layers that are not trained are in nobody's tensors."""
-    before = {name: tensor.clone() for name, tensor in workspace.model.state_dict().items()}
-    try:
-        yield
-    finally:
-        workspace.model.load_state_dict(before)
+        yield name, data
 
 
 def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: SiteHalf, state: Tensors | None) -> None:

@@ -13,6 +13,11 @@ PREFIX = "before_"
 """A validation metric's name with this before it is that of the just-trained model."""
 
 
+def names(validation: frozenset[str]) -> frozenset[str]:
+    """What an upload's numbers are called that are ``validation`` metrics of the just-trained model."""
+    return frozenset(PREFIX + name for name in validation)
+
+
 def to_send(found: Mapping[str, float]) -> dict[str, float]:
     """Validation metrics as numbers of an upload.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from morphfed.federation.coding.wire import Coding
 from morphfed.federation.statistics import CLASS_COUNTS, SUMS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
+from morphfed.tasks.classification import Classification
 from morphfed.tasks.temperature import tempered
 from morphfed.training.optimise import export_state, import_state, make_optimizer
 from morphfed.training.trainer import (
@@ -34,20 +35,21 @@ from morphfed.training.trainer import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from morphfed.tasks.classification import Loss
+    from morphfed.tasks.base import Loss
     from morphfed.training.dataset import ImageSet
 
 UPLOAD_METRICS = frozenset({"loss", "steps", "images"})
 """Numbers that go with an upload."""
 
-VALIDATION_METRICS = frozenset({"balanced_accuracy", "macro_f1", "loss"})
-"""Means over a site's validation part that leave it after each round."""
+VALIDATION_METRICS = Classification.validation
+"""Means over a site's validation part that leave it after each round of a classification."""
 
-BEFORE_METRICS = frozenset(retrogress.PREFIX + name for name in VALIDATION_METRICS)
+BEFORE_METRICS = retrogress.names(VALIDATION_METRICS)
 """The same of the model that the site has just trained, with its upload; only where the study asks for them."""
 
-Measure = Callable[["NDArray[np.int64]", "NDArray[np.float32]"], dict[str, float]]
-"""Labels ``(N,)`` and probabilities ``(N, C)`` → named validation metrics."""
+Measure = Callable[["NDArray[Any]", "NDArray[Any]"], dict[str, float]]
+"""Truth and answers, ``(N, ...)`` each, → named validation metrics: labels ``(N,)`` and probabilities ``(N, C)``, or
+masks ``(N, S, S)`` both."""
 
 
 @dataclass
@@ -194,7 +196,7 @@ class Site:
             return self._score(data)
 
     def _score(self, data: ImageSet) -> dict[str, float]:
-        return self._measure(data.labels, self._trainer.predict(self._workspace.model, data))
+        return self._measure(data.truth(), self._trainer.answers(self._workspace.model, data))
 
     def _keep_private(self, download: Tensors) -> None:
         """What the half keeps must outlive the download, whose memory the coordinator uses again."""
@@ -291,8 +293,8 @@ class Site:
         sets = [self._train] if part == "training" else [data for data in self._validation.values() if len(data)]
         if not sets:
             return None
-        labels = np.concatenate([data.labels for data in sets])
-        return self._measure(labels, np.concatenate([self._trainer.predict(model, data) for data in sets]))
+        truth = np.concatenate([data.truth() for data in sets])
+        return self._measure(truth, np.concatenate([self._trainer.answers(model, data) for data in sets]))
 
     def _load_shared(self, download: Tensors) -> None:
         self._workspace.load({name: download[name] for name in self._workspace.travels})

@@ -21,15 +21,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 TORCHVISION = "torchvision/"
+UNET = "unet/"
+"""Prefix of networks that draw masks: a U-Net with any of timm's convolutional networks as its encoder."""
 
 
 class ModelConfig(Config):
     """Which network, and from which weights it starts."""
 
-    name: str = Field("resnet34", description="a timm model, or torchvision/NAME")
+    name: str = Field("resnet34", description="a timm model, or torchvision/NAME; for masks unet/NAME, a timm encoder")
     weights: str = Field("none", description="'pretrained' (from the hub's cache), 'none', or a .safetensors file")
     norm: Norm = Field("batch", description="batch: as is; group: batch norms become group norms; local: stay at sites")
     dropout: float | None = Field(None, ge=0, lt=1, description="before the classifier; empty: the network's default")
+    decoder: tuple[int, ...] = Field(
+        (256, 128, 64, 32, 16), min_length=3, max_length=5, description="channels of a U-Net's decoder, deepest first"
+    )
     tune: str = Field("full", description="what is trained and travels: full, head, last-N (blocks and head) or lora")
     lora_rank: int = Field(8, ge=1, le=256, description="r, rank of each layer's update; with tune = 'lora'")
     lora_alpha: float = Field(16.0, gt=0, description="α; an update counts α / r times; with tune = 'lora'")
@@ -47,8 +52,8 @@ class Backbone:
     """A network ready to train.
 
     Attributes:
-        module: maps float ``(N, 3, S, S)``, normalised, to logits ``(N, classes)``; what is not trained has no
-            ``requires_grad``.
+        module: maps float ``(N, 3, S, S)``, normalised, to logits ``(N, classes)``, a U-Net to ``(N, classes, S, S)``;
+            what is not trained has no ``requires_grad``.
         mean, std: per-channel normalisation of RGB in [0, 1].
         head: state-dict keys of the classifier.
         fresh: keys that did not come from the weights file (all of them with ``weights = "none"``).
@@ -66,7 +71,7 @@ def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, fold
 
     Args:
         config: which.
-        classes: outputs.
+        classes: outputs; of masks the background counts as one.
         image_size: side of the input in pixels (transformers resize their position embedding to it).
         seed: of the fresh weights; the same seed gives the same bytes.
         folder: against which a relative weights path is resolved (the study's).
@@ -74,22 +79,24 @@ def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, fold
     Raises:
         ConfigError: no such model, or the image does not suit it, or it has not the blocks that ``tune`` names.
         ModelError: the weights are missing or do not fit.
-        MissingExtraError: ``tune = "lora"`` without its library.
+        MissingExtraError: ``tune = "lora"`` or a U-Net without its library.
     """
     import torch
 
+    from morphfed.models import unet
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.name.startswith(TORCHVISION):
+        if draws_masks(config):
+            module, mean, std, head = unet.make(config, classes)
+        elif config.name.startswith(TORCHVISION):
             module, mean, std, head = _torchvision(config, classes)
         else:
-            module, mean, std, head = _timm(config, classes, image_size)
-    fresh = sorted(module.state_dict())
-    if config.weights == "pretrained":
-        fresh = _from_hub(module, config, head)
-    elif config.weights != "none":
-        path = Path(config.weights).expanduser()
-        fresh = _from_file(module, path if path.is_absolute() or folder is None else folder / path, head)
+            module, mean, std, head = timm_model(config, classes, image_size)
+    if draws_masks(config):
+        fresh = unet.fill_encoder(module, config, image_size, folder)
+    else:
+        fresh = fill(module, config, head, folder)
     if config.norm == "group":
         from morphfed.models.norm import batch_to_group
 
@@ -102,7 +109,31 @@ def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, fold
     return Backbone(module, mean, std, head, tuple(fresh))
 
 
-def _timm(config: ModelConfig, classes: int, image_size: int) -> tuple[Any, Any, Any, frozenset[str]]:
+def draws_masks(config: ModelConfig) -> bool:
+    """Whether the network gives a class for every pixel."""
+    return config.name.startswith(UNET)
+
+
+def fill(module: nn.Module, config: ModelConfig, head: frozenset[str], folder: Path | None) -> list[str]:
+    """Give a classifier the weights that ``config`` names; return the keys that stay fresh.
+
+    Raises:
+        ModelError: the weights are missing or do not fit.
+    """
+    if config.weights == "pretrained":
+        return _from_hub(module, config, head)
+    if config.weights == "none":
+        return sorted(module.state_dict())
+    path = Path(config.weights).expanduser()
+    return _from_file(module, path if path.is_absolute() or folder is None else folder / path, head)
+
+
+def timm_model(config: ModelConfig, classes: int, image_size: int) -> tuple[Any, Any, Any, frozenset[str]]:
+    """One of timm's classifiers, its normalisation (mean, std) and its head's keys.
+
+    Raises:
+        ConfigError: timm has no such model, or the image does not suit it.
+    """
     import timm
 
     known = timm.list_models()
@@ -252,5 +283,10 @@ def _try_forward(module: nn.Module, config: ModelConfig, image_size: int) -> Non
         ) from cause
     finally:
         module.train(was)
-    if out.ndim != 2:
+    if draws_masks(config) and tuple(out.shape[2:]) != (image_size, image_size):
+        raise ConfigError(
+            f"model.name = '{config.name}' draws masks of {out.shape[3]} px for images of {image_size} px.",
+            fix="set data.image_size to a multiple of 32.",
+        )
+    if out.ndim != 2 and not draws_masks(config):
         raise ConfigError(f"model.name = '{config.name}' does not return logits.", fix="choose a classifier.")

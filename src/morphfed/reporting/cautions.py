@@ -25,6 +25,9 @@ def cautions(r: Results) -> list[str]:
         _small,
         _median,
         _masked,
+        _missed,
+        _absent_structures,
+        _estimated_scale,
         _rejected,
         _check,
     )
@@ -178,6 +181,42 @@ def _masked(r: Results) -> str:
         f"Some of the study's classes are absent at {shortened(sites, 6)}. The scores let a model predict any "
         "class of the study; scores masked to the classes present are given beside them."
     )
+
+
+def _missed(r: Results) -> str:
+    """Test images in which an arm drew nothing of a structure that they show: a mean distance leaves them out."""
+    found = []
+    for site in r.all_sites:
+        for model in r.judged_at(site):
+            for name in r.structures:
+                blocks = [b for t in r.tests_of(model, site) if (b := (t.get("structures") or {}).get(name))]
+                n = max((int(b.get("missed") or 0) for b in blocks), default=0)
+                found += [f"{plain(name)} at {site} by {model.title} ({n} images)"] if n else []
+    if not found:
+        return ""
+    return (
+        f"Missed altogether: {shortened(found, 4)}. Mean distances leave such images out; Dice and IoU count them as 0."
+    )
+
+
+def _absent_structures(r: Results) -> str:
+    lacking = []
+    for site in r.all_sites:
+        counts = r.sites.get(site, {}).get("structures") or {}
+        absent = [plain(name) for name, parts in counts.items() if not _tested_images(r, parts)]
+        lacking += [f"{listed(absent)} at {site}"] if absent else []
+    return (
+        f"No test image shows {shortened(lacking, 6)}: nothing is known of how well it would be found."
+        if lacking
+        else ""
+    )
+
+
+def _estimated_scale(r: Results) -> str:
+    sites = [s for s in r.all_sites if r.structures and r.sites.get(s, {}).get("scale_from") == "nucleus"]
+    if not sites:
+        return ""
+    return f"Distances in µm at {shortened(sites, 6)} rest on a scale that was estimated from the size of nuclei."
 
 
 def _rejected(r: Results) -> str:

@@ -11,6 +11,7 @@ from morphfed.reporting.blocks import Page, Section, number
 from morphfed.reporting.folds import summarise_folds
 from morphfed.reporting.results import Results, load
 from morphfed.reporting.summary import Summary, summarise
+from morphfed.reporting.tasks import kind_of
 
 
 def write_report(results: Mapping[str, Any] | Path, out: Path) -> Path:
@@ -79,6 +80,7 @@ def build(results: Results) -> list[Section]:
         mistakes,
         options,
         outcome,
+        structures,
         unknown,
     )
 
@@ -94,7 +96,18 @@ def build(results: Results) -> list[Section]:
         cost.cost,
         methods.methods,
     )
-    of_study = (
+    of_masks = (
+        outcome.arms_by_sites,
+        differences.comparisons,
+        learning.learning,
+        outcome.cross_site,
+        structures.structures,
+        structures.overlays,
+        data.data,
+        cost.cost,
+        methods.methods,
+    )
+    of_classes = (
         outcome.arms_by_sites,
         differences.comparisons,
         learning.learning,
@@ -111,6 +124,7 @@ def build(results: Results) -> list[Section]:
         cost.cost,
         methods.methods,
     )
+    of_study = of_masks if results.task == "segmentation" else of_classes
     sections = [s for s in (make(page) for make in (of_folds if results.folds else of_study)) if s is not None]
     number(sections)
     return sections
@@ -126,5 +140,4 @@ def describe(results: Results) -> str:
         text = f"{arms} compared over {counted(len(results.folds), 'site')}, each held out once while the others train"
     elif results.held_out:
         text += f" and {counted(len(results.held_out), 'held-out site')}"
-    classes = counted(len(results.classes), "cell class", "cell classes")
-    return f"{text}: {classes}, {counted(len(results.seeds), 'seed')}."
+    return f"{text}: {kind_of(results).about(results)}, {counted(len(results.seeds), 'seed')}."

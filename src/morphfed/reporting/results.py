@@ -112,7 +112,9 @@ class Results:
         self.study = study
         self.name = str(study["name"])
         self.title = str(study.get("title") or study["name"])
+        self.task = str(study.get("task") or "classification")
         self.classes: list[str] = [str(c) for c in study["classes"]]
+        self.structures: list[str] = [str(s) for s in study.get("structures") or []]
         self.seeds: list[int] = list(study.get("seeds") or sorted({u["seed"] for u in raw["arms"]}))
         self.training: list[str] = list(study["training_sites"])
         self.held_out: list[str] = list(study.get("held_out") or [])

@@ -16,6 +16,10 @@ METRICS = {
     "ece": "calibration error (ECE)",
     "aurc": "area under risk–coverage (AURC)",
     "loss": "log loss",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95_px": "95 % Hausdorff distance (px)",
+    "hd95_um": "95 % Hausdorff distance (µm)",
 }
 """Metrics by the name that a reader knows."""
 
@@ -50,8 +54,9 @@ def plain(name: str) -> str:
 
 def metric_name(metric: str) -> str:
     """A metric's name in a sentence."""
-    base = metric.removesuffix("_masked")
-    return METRICS.get(base, plain(base)) + (" (masked)" if base != metric else "")
+    base, _, structure = metric.removesuffix("_masked").partition("/")
+    name = METRICS.get(base, plain(base)) + (" (masked)" if metric.endswith("_masked") else "")
+    return f"{name} of {plain(structure)}" if structure else name
 
 
 def capital(text: str) -> str:

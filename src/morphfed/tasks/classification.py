@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from morphfed.core.config import Config
+from morphfed.tasks.base import Loss, Losses, Task
 from morphfed.tasks.coarse import Parents, parent_weights, with_parents
 from morphfed.tasks.seesaw import log_mitigation, seesaw
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LossKind = Literal["cross_entropy", "focal", "class_balanced", "logit_adjusted", "seesaw"]
-Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 COUNTING: tuple[LossKind, ...] = ("class_balanced", "logit_adjusted", "seesaw")
@@ -148,3 +148,36 @@ def logit_shift(counts: Tensor, *, tau: float) -> Tensor:
     """``τ log π_c`` (Menon et al. 2021, equation 10), π from counts with a floor of half an image."""
     share = counts.clamp(min=0.5)
     return tau * torch.log(share / share.sum())
+
+
+class Classification(Task):
+    """One class an image; an answer is its probabilities, float32 ``(n, C)``."""
+
+    name: ClassVar[str] = "classification"
+    validation: ClassVar[frozenset[str]] = frozenset({"balanced_accuracy", "macro_f1", "loss"})
+
+    def criterion(
+        self, losses: Losses, class_counts: Tensor, parents: Parents = (), *, device: torch.device | None = None
+    ) -> Loss:
+        """See :func:`make_loss`; targets are labels ``(N,)``."""
+        return make_loss(losses.loss, class_counts, parents, device=device)
+
+    def mean_loss(self, criterion: Loss, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Over all images at once: weights of classes do not add up over batches."""
+        logits, labels = zip(*batches, strict=True)
+        return float(criterion(torch.cat(logits), torch.cat(labels)))
+
+    def answer(self, probabilities: Tensor) -> Tensor:
+        """The probabilities."""
+        return probabilities
+
+    def nothing(self, classes: int) -> Tensor:
+        """``(0, classes)``."""
+        return torch.zeros(0, classes)
+
+    def upright(self, probabilities: Tensor, view: int) -> Tensor:
+        """A class does not turn with its picture."""
+        return probabilities
+
+
+CLASSIFICATION = Classification()

@@ -9,6 +9,7 @@ from pydantic import Field
 from morphfed.core.config import Config
 from morphfed.data.augment import AugmentConfig
 from morphfed.tasks.classification import LossConfig
+from morphfed.tasks.segmentation import MaskLossConfig
 
 
 class TrainConfig(Config):
@@ -36,7 +37,8 @@ class TrainConfig(Config):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where it is measured faster")
     channels_last: bool = Field(True, description="memory layout of convolutions; faster on CPUs and GPUs")
-    loss: LossConfig = Field(default_factory=LossConfig, description="what is minimised")
+    loss: LossConfig = Field(default_factory=LossConfig, description="what is minimised in classification")
+    mask_loss: MaskLossConfig = Field(default_factory=MaskLossConfig, description="what is minimised in segmentation")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="perturbation of training images")
     feature_cache: bool = Field(
         True,

@@ -127,7 +127,7 @@ class FeatureSet(ImageSet):
 
     def sample(self, where: NDArray[np.int64], generator: Generator) -> tuple[Tensor, Tensor]:
         """Features of one view of each picture, drawn evenly, and labels."""
-        return self.read(self.pick(where, generator)), torch.from_numpy(self.labels[where])
+        return self.read(self.pick(where, generator)), self.targets(where)
 
     def pick(self, where: NDArray[np.int64], generator: Generator) -> NDArray[np.int64]:
         """Rows of one view of each picture, drawn evenly."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from morphfed.training.dataset import ImageSet
 
 Batch = tuple["Tensor", "Tensor", "Tensor | None"]
-"""On the device: images uint8 ``(n, 3, S, S)`` or features float32 ``(n, width)``; labels int64 ``(n,)``; the draws of
-``Augment.draw``, or None where nothing is to be perturbed."""
+"""On the device: images uint8 ``(n, 3, S, S)`` or features float32 ``(n, width)``; targets, labels int64 ``(n,)`` or
+masks uint8 ``(n, S, S)``; the draws of ``Augment.draw``, or None where nothing is to be perturbed."""
 
 
 def batches(
@@ -63,13 +63,13 @@ def _hosted(
 ) -> Iterator[Batch]:
     def prepare() -> Iterator[Batch]:
         for where in parts:
-            inputs, labels = data.sample(where, generator)
+            inputs, targets = data.sample(where, generator)
             draws = None if augment is None else pinned(augment.draw(len(where), generator), device)
-            yield pinned(inputs, device), pinned(labels, device), draws
+            yield pinned(inputs, device), pinned(targets, device), draws
 
-    for inputs, labels, draws in ahead(prepare(), depth=depth, device=device):
+    for inputs, targets, draws in ahead(prepare(), depth=depth, device=device):
         moved = None if draws is None else draws.to(device, non_blocking=True)
-        yield inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True), moved
+        yield inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True), moved
 
 
 def _resident(
@@ -83,7 +83,7 @@ def _resident(
     depth: int,
 ) -> Iterator[Batch]:
     rows = np.concatenate([data.pick(where, generator) for where in parts])
-    epoch = send(torch.from_numpy(np.stack([store.places(rows), data.labels[np.concatenate(parts)]])), device)
+    epoch = send(torch.from_numpy(np.stack([store.places(rows), data.marks(np.concatenate(parts))])), device)
 
     def prepare() -> Iterator[Tensor | None]:
         for where in parts:
@@ -91,10 +91,10 @@ def _resident(
 
     start = 0
     for where, draws in zip(parts, ahead(prepare(), depth=depth, device=device), strict=True):
-        places, labels = epoch[:, start : start + len(where)]
+        places, marks = epoch[:, start : start + len(where)]
         start += len(where)
         moved = None if draws is None else draws.to(device, non_blocking=True)
-        yield data.shaped(store.take(places)), labels, moved
+        yield data.shaped(store.take(places)), data.marked(marks), moved
 
 
 def read(data: ImageSet, rows: NDArray[np.int64], device: torch.device) -> Tensor:
@@ -102,3 +102,10 @@ def read(data: ImageSet, rows: NDArray[np.int64], device: torch.device) -> Tenso
     if isinstance(data.store, ResidentStore):
         return data.shaped(data.store.fetch(rows))
     return send(data.read(rows), device)
+
+
+def targets(data: ImageSet, where: NDArray[np.int64], device: torch.device) -> Tensor:
+    """What the network is to say of images of a set, on the device."""
+    if isinstance(data.store, ResidentStore):
+        return data.marked(send(torch.from_numpy(data.marks(where)), device))
+    return send(data.targets(where), device)

@@ -40,13 +40,13 @@ def step_seconds(
         images = images.contiguous(memory_format=torch.channels_last)
     else:
         images = torch.randn(batch_size, width, device=device)
-    labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             logits = call(images)
-        torch.autograd.backward(F.cross_entropy(logits.float(), labels))
+        targets = torch.zeros(logits.shape[:1] + logits.shape[2:], dtype=torch.int64, device=device)
+        torch.autograd.backward(F.cross_entropy(logits.float(), targets))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)

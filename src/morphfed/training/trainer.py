@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -23,11 +23,12 @@ from morphfed.core.errors import TrainingError
 from morphfed.core.seeding import derive, numpy_stream, torch_stream
 from morphfed.data.augment import Augment
 from morphfed.models.norm import frozen_norms
-from morphfed.tasks.classification import Loss, make_loss
+from morphfed.tasks.base import Loss, Task
+from morphfed.tasks.classification import CLASSIFICATION
 from morphfed.training import feed
 from morphfed.training.compiling import Compiled
 from morphfed.training.config import TrainConfig
-from morphfed.training.dataset import ImageSet
+from morphfed.training.dataset import ImageSet, MaskSet
 from morphfed.training.features import FeatureSet
 from morphfed.training.optimise import learning_rate
 from morphfed.training.transfer import DEPTH
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 Views = Literal[1, 8]
 """Copies of a picture that a prediction is averaged over."""
 
+_PREDICTED = 128
+"""Pictures that are predicted at once."""
+
 AfterBackward = Callable[[nn.Module], None]
 """Changes gradients between ``backward`` and the clipping, for example adds a proximal term's gradient."""
 
@@ -49,7 +53,7 @@ BeforeEpoch = Callable[[int], None]
 
 ExtraLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """A term added to the task's loss, from the batch: what the network takes (images ``(n, 3, S, S)``, normalised, or
-stored features ``(n, width)``), and logits ``(n, C)``."""
+stored features ``(n, width)``), and logits ``(n, C)`` (``(n, C, S, S)`` of masks)."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ class Trainer:
         device: where the network is.
         seed: of the study; order and augmentation of a site depend on it, the site and the round only.
         compiled: train through ``torch.compile``, except where an algorithm looks into the network (``extra_loss``).
+        task: what the network is trained to say.
     """
 
     def __init__(
@@ -145,8 +150,9 @@ class Trainer:
         device: torch.device,
         seed: int,
         compiled: bool = False,
+        task: Task = CLASSIFICATION,
     ) -> None:
-        self.config, self.device, self.seed = config, device, seed
+        self.config, self.device, self.seed, self.task = config, device, seed, task
         # A CPU has its results at once: it looks at the loss in every step, and nothing is prepared ahead of it.
         self._waits = device.type == "cpu"
         self._compiled = Compiled() if compiled else None
@@ -300,11 +306,18 @@ class Trainer:
             order = numpy_stream(self.seed, "order", stream, round_number, epoch).permutation(len(data))
             parts = np.array_split(order, -(-len(data) // self.config.batch_size))
             depth = 0 if self._waits else DEPTH
-            for inputs, labels, draws in feed.batches(data, parts, generator, augment, device=self.device, depth=depth):
-                if draws is None:
-                    yield inputs, labels
-                else:
-                    yield self._normalise(self._augment.apply(self._float(inputs), draws)), labels
+            for inputs, targets, draws in feed.batches(
+                data, parts, generator, augment, device=self.device, depth=depth
+            ):
+                yield (inputs, targets) if draws is None else self._augmented(data, inputs, targets, draws)
+
+    def _augmented(self, data: ImageSet, pixels: Tensor, targets: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Perturbed and normalised; masks move with their pictures."""
+        if isinstance(data, MaskSet):
+            images, targets = self._augment.with_masks(self._float(pixels), targets, draws)
+        else:
+            images = self._augment.apply(self._float(pixels), draws)
+        return self._normalise(images), targets
 
     def _inputs(self, data: ImageSet, rows: NDArray[np.int64]) -> Tensor:
         """What the network takes of rows of the store, without augmentation: normalised images, or features."""
@@ -343,11 +356,16 @@ class Trainer:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    @torch.no_grad()
     def predict(
-        self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = 128
+        self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = _PREDICTED
     ) -> NDArray[np.float32]:
-        """Class probabilities, float32 ``(N, C)``, in the order of ``data``.
+        """Class probabilities, float32 ``(N, C)``, in the order of ``data``; of masks see :meth:`answers`."""
+        return self.answers(model, data, views=views, batch_size=batch_size)
+
+    def answers(
+        self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = _PREDICTED
+    ) -> NDArray[Any]:
+        """The task's answer to each image, ``(N, ...)``, in the order of ``data``.
 
         Args:
             model: put into evaluation mode.
@@ -355,22 +373,30 @@ class Trainer:
             views: 8: mean over the picture's four right-angle turns, each also mirrored; a cell has no upright.
             batch_size: pictures at once.
         """
+        found = [self.task.answer(p) for _, p in self._probabilities(model, data, views, batch_size)]
+        answers: NDArray[Any] = (torch.cat(found) if found else self.task.nothing(data.classes)).cpu().numpy()
+        return answers
+
+    @torch.no_grad()
+    def _probabilities(
+        self, model: nn.Module, data: ImageSet, views: Views, batch_size: int
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Rows of ``data`` and their probabilities ``(n, C, ...)``, batch by batch."""
         model.eval()
-        out = torch.empty(len(data), data.classes, device=self.device)
         for start in range(0, len(data), batch_size):
             where = np.arange(start, min(start + batch_size, len(data)))
-            total = torch.zeros(len(where), data.classes, device=self.device)
-            for inputs in self._seen(data, where, views):
+            total: Tensor | None = None
+            for number, inputs in enumerate(self._seen(data, where, views)):
                 with self._autocast():
                     logits = model(inputs)
-                total += torch.softmax(logits.float(), dim=1)
-            out[start : start + len(where)] = total / views
-        found: NDArray[np.float32] = out.cpu().numpy()
-        return found
+                seen = self.task.upright(torch.softmax(logits.float(), dim=1), number)
+                total = seen if total is None else total + seen
+            assert total is not None
+            yield where, total / views
 
     def _criterion(self, data: ImageSet, class_counts: NDArray[np.int64] | None) -> Loss:
         counts = torch.from_numpy(data.class_counts if class_counts is None else class_counts)
-        return make_loss(self.config.loss, counts, data.used_parents, device=self.device)
+        return self.task.criterion(self.config, counts, data.used_parents, device=self.device)
 
     def loss(self, model: nn.Module, data: ImageSet, class_counts: NDArray[np.int64] | None = None) -> float:
         """Mean training loss of ``model`` over ``data``, without augmentation and in evaluation mode.
@@ -380,14 +406,14 @@ class Trainer:
             data: the site's training part.
             class_counts: as in :meth:`fit`.
         """
-        probabilities = torch.from_numpy(self.predict(model, data))
-        criterion = self._criterion(data, class_counts)
-        # Every loss here is one of logits up to a constant per image, and log p is such a logit.
-        labels = torch.tensor(data.labels)  # a copy: the array may be read-only, which tensors cannot be
-        return float(criterion(probabilities.clamp(min=1e-12).log(), labels))
+        batches = (
+            (p.clamp(min=1e-12).log(), feed.targets(data, where, self.device))
+            for where, p in self._probabilities(model, data, 1, _PREDICTED)
+        )
+        return self.task.mean_loss(self._criterion(data, class_counts), batches)
 
     @torch.no_grad()
-    def restimate_norms(self, model: nn.Module, data: ImageSet, *, batch_size: int = 128) -> None:
+    def restimate_norms(self, model: nn.Module, data: ImageSet, *, batch_size: int = _PREDICTED) -> None:
         """Set running statistics of batch norms to the mean over ``data`` (AdaBN, Li et al. 2017); labels unused."""
         from morphfed.models.norm import batch_norms
 

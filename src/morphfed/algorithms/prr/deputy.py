@@ -14,13 +14,17 @@ so *sublimate* needs three passes a round; with ``train.local_epochs = 1`` the o
 * Scores are taken on the site's validation part, as the papers define them; the authors' code takes the augmented
   training part, which ``criterion = "training"`` does without the augmentation.
 * Both models meet the same batches. Each has an optimiser of its own.
+* Of masks KL is the mean over pixels too, and the score the mean Dice.
 * The site is judged by its personal model. A newcomer has none: it gets what is made of the deputies.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Literal, cast
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +55,9 @@ class DeputyConfig(AlgorithmConfig):
     criterion: Literal["validation", "training"] = Field(
         "validation", description="the site's part on which both are judged before each pass"
     )
-    metric: Literal["macro_f1", "balanced_accuracy"] = Field("macro_f1", description="the score")
+    metric: Literal["macro_f1", "balanced_accuracy", "dice", "iou"] = Field(
+        "macro_f1", description="the score; of masks dice where it is not said"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> DeputyConfig:
@@ -76,13 +82,14 @@ def next_stage(stage: int, personal: float, deputy: float, *, alpha1: float, alp
 
 
 def distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """``KL(teacher ‖ student)`` of logits ``(n, C)``, mean over the batch; the teacher gets no gradient."""
+    """``KL(teacher ‖ student)`` of logits ``(n, C, ...)``, mean over batch and pixels; the teacher gets no gradient."""
     wanted = F.log_softmax(teacher.detach().float(), dim=1)
-    return F.kl_div(F.log_softmax(student.float(), dim=1), wanted, reduction="batchmean", log_target=True)
+    each = F.kl_div(F.log_softmax(student.float(), dim=1), wanted, reduction="batchmean", log_target=True)
+    return each / math.prod(student.shape[2:])
 
 
 def lessons(stage: int, deputy: Tensor, personal: Tensor) -> list[Tensor]:
-    """What the stage adds to the two losses, from logits ``(n, C)``."""
+    """What the stage adds to the two losses, from logits ``(n, C, ...)``."""
     found = []
     if stage in (RECOVER, EXCHANGE):
         found.append(distance(personal, deputy))
@@ -138,10 +145,10 @@ class DeputySite(SiteHalf):
 
     def _score(self, work: SiteWork, model: nn.Module) -> float:
         found = work.judge(model, self._config.criterion)
-        if found is None:
+        if found is None or self._config.metric not in found:
+            lacking = "there are no validation images" if found is None else "no validation image shows a structure"
             raise TrainingError(
-                f"Site '{work.site}', round {work.round}: there are no validation images to compare deputy and "
-                "personal model on.",
+                f"Site '{work.site}', round {work.round}: {lacking} to compare deputy and personal model on.",
                 fix="give the site a validation part (data.split.validation), or set criterion = 'training'.",
             )
         return found[self._config.metric]
@@ -161,6 +168,19 @@ class DetConfig(FedAvgConfig, DeputyConfig):
 def twice(config: AlgorithmConfig, local_epochs: int) -> int:
     """A site trains two models."""
     return 2 * local_epochs
+
+
+OF_MASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType({"segmentation": MappingProxyType({"metric": "dice"})})
+"""Defaults by task."""
+
+
+def unfit(config: AlgorithmConfig, task: str) -> str:
+    """The score must be one of the task."""
+    metric = cast("DeputyConfig", config).metric
+    of_masks = metric in ("dice", "iou")
+    if of_masks == (task == "segmentation"):
+        return ""
+    return f"metric = '{metric}' is a score of {'masks' if of_masks else 'classes'}"
 
 
 def two_models_note(config: AlgorithmConfig, sites: int) -> str:
@@ -187,5 +207,7 @@ ALGORITHMS.register("det")(
         newcomer="the mean of the deputies",
         passes=twice,
         note=two_models_note,
+        unfit=unfit,
+        defaults=OF_MASKS,
     )
 )

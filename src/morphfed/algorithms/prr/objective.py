@@ -13,7 +13,7 @@ from morphfed.core.types import Tensors
 if TYPE_CHECKING:
     from torch import nn
 
-    from morphfed.tasks.classification import Loss
+    from morphfed.tasks.base import Loss
 
 
 @dataclass

@@ -26,7 +26,7 @@ from morphfed.algorithms.base import (
 )
 from morphfed.algorithms.fedmedian import Median
 from morphfed.algorithms.mean import Averaging
-from morphfed.algorithms.prr.deputy import DeputyConfig, DeputySite, two_models_note
+from morphfed.algorithms.prr.deputy import OF_MASKS, DeputyConfig, DeputySite, two_models_note, unfit
 from morphfed.algorithms.prr.fourier import Pfa, PfaConfig, travels
 from morphfed.algorithms.prr.objective import Objective, PlainObjectiveSite
 from morphfed.algorithms.prr.prototypes import (
@@ -94,6 +94,13 @@ def _note(config: AlgorithmConfig, sites: int) -> str:
     return two_models_note(config, sites) if cast("PrrConfig", config).transfer else ""
 
 
+def _unfit(config: AlgorithmConfig, task: str) -> str:
+    keys = cast("PrrConfig", config)
+    if task == "segmentation" and keys.loss == "cpa":
+        return "loss = 'cpa' compares mean features of classes, one vector an image; masks take loss = 'task'"
+    return unfit(config, task) if keys.transfer else ""
+
+
 def _preset(name: str, title: str, paper: str, config: type[PrrConfig]) -> Algorithm:
     return Algorithm(
         name=name,
@@ -116,6 +123,8 @@ def _preset(name: str, title: str, paper: str, config: type[PrrConfig]) -> Algor
         "running statistics re-estimated on the newcomer's own unlabelled images",
         passes=_passes,
         note=_note,
+        unfit=_unfit,
+        defaults=OF_MASKS,
         counts=lambda keys: cast("PrrConfig", keys).loss == "cpa",
     )
 

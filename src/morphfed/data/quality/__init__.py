@@ -21,6 +21,7 @@ def check(
     classes: Sequence[str] | None = None,
     sites: Sequence[str] | None = None,
     min_per_class: int = 10,
+    labelled: bool = True,
     ontology: Ontology | None = None,
     jobs: int | None = None,
     report: Reporter = silent,
@@ -32,6 +33,7 @@ def check(
         classes: the study's classes; without them every label is a class of its own.
         sites: those the study expects, so that one without a row is noticed; default: the manifest's.
         min_per_class: images of a class below which a site's class is reported.
+        labelled: whether the images' labels matter; False where masks are the truth.
         ontology: cell types; default: morphfed's own.
         jobs: threads that read; default: one a core.
         report: progress, task ``check``.
@@ -55,7 +57,8 @@ def check(
     ]
     expected = sorted(set(manifest.sites) | set(sites or ()))
     context = Context(frame, measured, chosen, expected, min_per_class, ontology)
-    everything = (*files.CHECKS, *labels.CHECKS, *duplicates.CHECKS, *looks.CHECKS)
+    of_labels = labels.CHECKS if labelled else ()
+    everything = (*files.CHECKS, *of_labels, *duplicates.CHECKS, *looks.CHECKS)
     return CheckReport(
         findings=list(chain.from_iterable(one(context) for one in everything)),
         images={site: len(rows) for site, rows in context.by_site()},

@@ -24,6 +24,7 @@ class SegmentationWBC(Source):
     title = "segmentation_WBC, Dataset 1 (Tecom) or Dataset 2 (CellaVision)"
     layout = "it is a 'Dataset N' folder with 'Class Labels of Dataset N.csv' beside it"
     options: ClassVar[Mapping[str, str]] = {"dataset": "1 or 2, where the folder holds both"}
+    mask_values: ClassVar[Mapping[str, int]] = {"nucleus": 255, "cytoplasm": 128}
 
     def detect(self, folder: Folder) -> float:
         """0.95 where a data set with its table is there."""
@@ -34,6 +35,7 @@ class SegmentationWBC(Source):
         images, table = _chosen(folder.path, options.get("dataset"))
         labels = _read(table)
         taken: set[int] = set()
+        masks = {file.stem: file for file in folder.images if file.suffix.lower() == ".png" and file.parent == images}
         for file in folder.images:
             if file.parent != images:
                 yield Skipped(file, f"not in {images.name}")
@@ -43,7 +45,7 @@ class SegmentationWBC(Source):
                 yield Skipped(file, f"not listed in {table.name}")
             else:
                 taken.add(int(file.stem))
-                yield Record(file, labels[int(file.stem)])
+                yield Record(file, labels[int(file.stem)], mask=masks.get(file.stem))
         for number in sorted(set(labels) - taken):
             yield Note(f"{table.name} lists image {number}, which does not exist; its row is kept")
             yield Record(images / f"{number:03d}.bmp", labels[number])

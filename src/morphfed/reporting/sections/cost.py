@@ -77,7 +77,10 @@ def _available(r: Results, by_seed: Mapping[int, Sequence[Mapping[str, Any]]]) -
 
 def training_images(r: Results, site: str) -> int:
     """Images of a site's training part, those with a coarser label among them."""
-    exact = sum(int((c or {}).get("train") or 0) for c in (r.sites.get(site, {}).get("classes") or {}).values())
+    block = r.sites.get(site, {})
+    if "parts" in block:
+        return int(block["parts"].get("train") or 0)
+    exact = sum(int((c or {}).get("train") or 0) for c in (block.get("classes") or {}).values())
     return exact + coarse_images(r, site)
 
 

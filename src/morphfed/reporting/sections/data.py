@@ -23,6 +23,7 @@ from morphfed.reporting.blocks import (
 from morphfed.reporting.figures import dodged
 from morphfed.reporting.results import Results
 from morphfed.reporting.svg import Look
+from morphfed.reporting.tasks import kind_of
 from morphfed.reporting.text import MISSING, capital, count, counted, finite, listed, plain, score, shortened
 
 _PARTS = ("train", "validation", "test")
@@ -59,7 +60,7 @@ def data(page: Page) -> Section:
         section.blocks.append(coarse)
     strips = _samples(r)
     if strips:
-        section.blocks += [Heading("Cells as the models see them"), *strips]
+        section.blocks += [Heading(kind_of(r).pictures), *strips]
     if figure := _colour(page):
         section.blocks.append(figure)
     section.blocks += [
@@ -113,13 +114,14 @@ def _sites_table(r: Results) -> Table:
 
 
 def _counts(r: Results) -> list[Block]:
-    """One table a handful of sites: classes as rows, the parts of each site as columns."""
+    """One table a handful of sites: classes or structures as rows, the parts of each site as columns."""
     tables: list[Block] = []
-    sites = [s for s in r.all_sites if r.sites.get(s, {}).get("classes")]
+    shown, key = (r.structures, "structures") if r.structures else (r.classes, "classes")
+    sites = [s for s in r.all_sites if r.sites.get(s, {}).get(key)]
     for start in range(0, len(sites), 4):
         some = sites[start : start + 4]
         parts = {s: [p for p in _PARTS if s not in r.held_out or _total(r, s, p)] for s in some}
-        rows = [[Cell(plain(c)), *(Cell(count(_n(r, s, c, p))) for s in some for p in parts[s])] for c in r.classes]
+        rows = [[Cell(plain(c)), *(Cell(count(_n(r, s, c, p))) for s in some for p in parts[s])] for c in shown]
         rows.append(
             [
                 Cell("all", strong=True),
@@ -127,9 +129,17 @@ def _counts(r: Results) -> list[Block]:
             ]
         )
         short = {"train": "train", "validation": "val.", "test": "test"}
-        head = [Cell("Class"), *(Cell(short[p]) for s in some for p in parts[s])]
+        head = [Cell("Structure" if r.structures else "Class"), *(Cell(short[p]) for s in some for p in parts[s])]
         groups = [Cell(""), *(Cell(s, span=len(parts[s])) for s in some)]
-        tables.append(Table(f"counts-{start // 4}", "Images by class and part.", head, rows, groups=groups))
+        tables.append(
+            Table(
+                f"counts-{start // 4}",
+                f"Images by {'structure shown' if r.structures else 'class'} and part.",
+                head,
+                rows,
+                groups=groups,
+            )
+        )
     return tables
 
 
@@ -158,10 +168,13 @@ def _coarse(r: Results) -> Table | None:
 
 
 def _n(r: Results, site: str, name: str, part: str) -> int:
-    return int(((r.sites[site].get("classes") or {}).get(name) or {}).get(part) or 0)
+    block = r.sites[site].get("structures" if r.structures else "classes") or {}
+    return int((block.get(name) or {}).get(part) or 0)
 
 
 def _total(r: Results, site: str, part: str) -> int:
+    if r.structures:  # an image may show several
+        return int((r.sites[site].get("parts") or {}).get(part) or 0)
     return sum(_n(r, site, c, part) for c in r.classes)
 
 

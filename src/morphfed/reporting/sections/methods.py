@@ -21,7 +21,8 @@ from morphfed.reporting.blocks import (
 )
 from morphfed.reporting.results import Results
 from morphfed.reporting.sections.cost import arm_cost, coarse_images, training_images, transfers
-from morphfed.reporting.text import count, counted, duration, finite, listed, metric_name, plain
+from morphfed.reporting.tasks import kind_of
+from morphfed.reporting.text import count, counted, duration, finite, listed, metric_name
 
 _PRR_2021 = (
     "Chen Z et al. Personalized retrogress-resilient framework for real-world medical federated learning. MICCAI 2021."
@@ -63,15 +64,6 @@ _WORKS = {
     "seesaw": "Wang J et al. Seesaw loss for long-tailed instance segmentation. CVPR 2021.",
     "focal": "Lin TY et al. Focal loss for dense object detection. ICCV 2017.",
 }
-_ALWAYS = (
-    "Ansah G et al. MORPHFED: federated learning for cross-institutional blood morphology analysis. "
-    "arXiv:2601.04121, 2026 (the study design).",
-    "Holm S. A simple sequentially rejective multiple test procedure. Scand J Stat 1979; 6:65–70.",
-    "Efron B, Tibshirani RJ. An introduction to the bootstrap. Chapman & Hall 1993.",
-    "Brodersen KH et al. The balanced accuracy and its posterior distribution. ICPR 2010.",
-    "Guo C et al. On calibration of modern neural networks. ICML 2017 (calibration error).",
-    "Geifman Y, El-Yaniv R. Selective classification for deep neural networks. NeurIPS 2017 (risk–coverage).",
-)
 
 
 def methods(page: Page) -> Section:
@@ -115,10 +107,7 @@ def paragraph(r: Results) -> str:
 
 def _data_sentence(r: Results) -> str:
     trained = sum(training_images(r, s) for s in r.training)
-    text = (
-        f"We trained classifiers of {len(r.classes)} cell types ({listed(plain(c) for c in r.classes)}) on images "
-        f"of {counted(len(r.training), 'site')} ({listed(r.training)}"
-    )
+    text = f"We trained {kind_of(r).trained(r)} on images of {counted(len(r.training), 'site')} ({listed(r.training)}"
     text += f"; {count(trained)} training images in all)" if trained and not r.folds else ")"
     if r.folds:
         text += (
@@ -177,7 +166,7 @@ def _training_sentence(r: Results) -> str:
         said += [f"batches of {train['batch_size']}"] if train.get("batch_size") else []
         said += _work_of_a_round(train)
         text += f" Every site trained with {', '.join(said)}."
-        text += _loss_sentence(train.get("loss")) + _coarse_sentence(r)
+        text += kind_of(r).loss(r) + _coarse_sentence(r)
     if any(u.get("selected") == "best" for u in r.units):
         text += " The round with the best mean validation score over the training sites was tested"
         text += "; held-out sites took no part in any choice." if r.held_out else "."
@@ -189,15 +178,6 @@ def _work_of_a_round(train: Mapping[str, Any]) -> list[str]:
         return [f"{counted(int(train['local_steps']), 'step')} a round"]
     epochs = train.get("local_epochs")
     return [f"{counted(int(epochs), 'local epoch')} a round"] if epochs else []
-
-
-def _loss_sentence(loss: Any) -> str:
-    if not isinstance(loss, Mapping) or loss.get("prior") != "federation":
-        return ""
-    names = {"class_balanced": "class-balanced cross-entropy", "logit_adjusted": "logit-adjusted cross-entropy"}
-    names["seesaw"] = "seesaw loss"
-    name = names.get(str(loss.get("kind")), str(loss.get("kind")))
-    return f" The loss was a {name} with class counts summed over the training sites."
 
 
 def _coarse_sentence(r: Results) -> str:
@@ -238,7 +218,7 @@ def _judging_sentence(r: Results) -> str:
     many = f"{count(max(v for v in resamples if v))} " if resamples else ""
     means = " Means over sites that were left out weigh every site alike." if r.folds else ""
     return (
-        f"The primary measure was {metric_name(r.metric)} over the classes present in a test set, with 95 % "
+        f"The primary measure was {metric_name(r.metric)}{kind_of(r).pooled}, with 95 % "
         f"intervals from a bootstrap ({many}resamples of {unit}) of the mean over seeds. Arms were compared by the "
         f"paired bootstrap on the same test images with Holm's correction.{means}"
         + (
@@ -263,7 +243,7 @@ def citations(r: Results) -> list[str]:
         upload, _ = transfers(r, model.arm)
         if (arm_cost(r, model).up or 0) > 0 and upload.get("code", "fp32") != "fp32":
             used |= {str(upload["code"])} | ({"error_feedback"} if upload.get("error_feedback") else set())
-    return [*(work for key, work in _WORKS.items() if key in used), *_ALWAYS]
+    return [*(work for key, work in _WORKS.items() if key in used), *kind_of(r).works]
 
 
 def _run_facts(r: Results) -> list[tuple[str, str]]:

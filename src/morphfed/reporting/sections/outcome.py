@@ -10,6 +10,7 @@ from morphfed.reporting.blocks import Block, Bullets, Cell, Details, Figure, Pag
 from morphfed.reporting.figures import Row, forest
 from morphfed.reporting.matrices import heat_map
 from morphfed.reporting.results import Comparison, Estimate, Model, Results
+from morphfed.reporting.tasks import kind_of
 from morphfed.reporting.text import (
     capital,
     counted,
@@ -47,7 +48,7 @@ def arms_by_sites(page: Page) -> Section:
     section.blocks.append(_main_figure(page))
     if r.singles:
         section.blocks.append(Details("Every local model at every site", [_singles_table(r, scopes)]))
-    others = [m for m in ("macro_f1", "accuracy", "auroc") if m != r.metric and _has(r, m)]
+    others = [m for m in kind_of(r).metrics if m != r.metric and _has(r, m)]
     if others:
         tables: list[Block] = [_metric_table(r, m) for m in others]
         names = ", ".join(metric_name(m) for m in others)

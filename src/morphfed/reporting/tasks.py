@@ -1,0 +1,104 @@
+"""What a report says and shows differently for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from morphfed.reporting.text import counted, finite, listed, plain
+
+if TYPE_CHECKING:
+    from morphfed.reporting.results import Results
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A task as the report knows it.
+
+    Attributes:
+        about: what was told apart, for the line below the title.
+        trained: what was trained, as "We trained …" goes on.
+        pooled: how a site's score is made, after the metric's name.
+        loss: a sentence about what was minimised; may be empty.
+        metrics: metrics shown beside the primary one.
+        pictures: headline of a site's sample pictures.
+        works: cited whatever the arms.
+    """
+
+    about: Callable[[Results], str]
+    trained: Callable[[Results], str]
+    pooled: str
+    loss: Callable[[Results], str]
+    metrics: tuple[str, ...]
+    pictures: str
+    works: tuple[str, ...]
+
+
+def kind_of(r: Results) -> Kind:
+    """The task of some results."""
+    return _KINDS.get(r.task, CLASSIFICATION)
+
+
+_STATISTICS = (
+    "Ansah G et al. MORPHFED: federated learning for cross-institutional blood morphology analysis. "
+    "arXiv:2601.04121, 2026 (the study design).",
+    "Holm S. A simple sequentially rejective multiple test procedure. Scand J Stat 1979; 6:65–70.",
+    "Efron B, Tibshirani RJ. An introduction to the bootstrap. Chapman & Hall 1993.",
+)
+
+
+def _class_loss(r: Results) -> str:
+    loss = (r.config.get("train") or {}).get("loss") or {}
+    if loss.get("prior") != "federation":
+        return ""
+    names = {"class_balanced": "class-balanced cross-entropy", "logit_adjusted": "logit-adjusted cross-entropy"}
+    names["seesaw"] = "seesaw loss"
+    name = names.get(str(loss.get("kind")), str(loss.get("kind")))
+    return f" The loss was a {name} with class counts summed over the training sites."
+
+
+def _mask_loss(r: Results) -> str:
+    weights = (r.config.get("train") or {}).get("mask_loss") or {}
+    names = {"cross_entropy": "cross-entropy over pixels", "dice": "one minus soft Dice over structures"}
+    terms = [(w, names.get(str(k), plain(str(k)))) for k, v in weights.items() if (w := finite(v))]
+    if not terms:
+        return ""
+    even = len({w for w, _ in terms}) == 1
+    return f" The loss was {' plus '.join(name if even else f'{w:g} × {name}' for w, name in terms)}."
+
+
+CLASSIFICATION = Kind(
+    about=lambda r: counted(len(r.classes), "cell class", "cell classes"),
+    trained=lambda r: f"classifiers of {len(r.classes)} cell types ({listed(plain(c) for c in r.classes)})",
+    pooled=" over the classes present in a test set",
+    loss=_class_loss,
+    metrics=("macro_f1", "accuracy", "auroc"),
+    pictures="Cells as the models see them",
+    works=(
+        *_STATISTICS,
+        "Brodersen KH et al. The balanced accuracy and its posterior distribution. ICPR 2010.",
+        "Guo C et al. On calibration of modern neural networks. ICML 2017 (calibration error).",
+        "Geifman Y, El-Yaniv R. Selective classification for deep neural networks. NeurIPS 2017 (risk–coverage).",
+    ),
+)
+
+SEGMENTATION = Kind(
+    about=lambda r: f"{counted(len(r.structures), 'structure')} ({listed(plain(s) for s in r.structures)})",
+    trained=lambda r: f"networks that outline {listed(plain(s) for s in r.structures)}",
+    pooled=" (mean over images, then over structures)",
+    loss=_mask_loss,
+    metrics=("iou", "hd95_px", "hd95_um"),
+    pictures="Pictures as the models see them, with their true outlines",
+    works=(
+        *_STATISTICS,
+        "Dice LR. Measures of the amount of ecologic association between species. Ecology 1945; 26:297–302.",
+        "Maier-Hein L et al. Metrics reloaded: recommendations for image analysis validation. Nature Methods 2024; "
+        "21:195–212 (95 % Hausdorff distance).",
+        "Ronneberger O et al. U-Net: convolutional networks for biomedical image segmentation. MICCAI 2015.",
+        "Milletari F et al. V-Net: fully convolutional neural networks for volumetric medical image segmentation. "
+        "3DV 2016 (Dice loss).",
+    ),
+)
+
+_KINDS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION}
