@@ -84,7 +84,7 @@ class Cases:
     def differs(self, other: Cases) -> str:
         """How the images or their true masks differ from another model's, both sorted by id; empty: not at all."""
         if self.structures != other.structures:
-            return f"structures {', '.join(self.structures)} in place of {', '.join(other.structures)}"
+            return f"it draws {', '.join(self.structures)} in place of {', '.join(other.structures)}"
         return difference(self, other, (self.truth_px, other.truth_px))
 
     def values(self, metric: str) -> Floats:

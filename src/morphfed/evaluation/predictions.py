@@ -169,7 +169,7 @@ class Predictions:
     def differs(self, other: Predictions) -> str:
         """How the images or their truth differ from those of another model, both sorted by id; empty: not at all."""
         if self.classes != other.classes:
-            return f"classes {', '.join(self.classes)} in place of {', '.join(other.classes)}"
+            return f"it predicts {', '.join(self.classes)} in place of {', '.join(other.classes)}"
         return difference(self, other, (self.labels, other.labels))
 
     def only(self, ids: NDArray[np.str_]) -> Predictions:
