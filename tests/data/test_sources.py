@@ -307,3 +307,46 @@ def test_a_missing_file_is_not_replaced_by_one_of_the_same_name_in_another_folde
     rows = [r for r in SOURCES["table"]().records(Folder.scan(tmp_path), {}) if isinstance(r, Record)]
     found = {str(r.path.relative_to(tmp_path)): r.source_label for r in rows}
     assert found == {"neutrophil/P00_0000.jpg": "neutrophil", "lymphocyte/P00_0000.jpg": "lymphocyte"}
+
+
+def test_images_and_masks_in_two_folders(tmp_path: Path) -> None:
+    plant(
+        tmp_path, "images/Patient_01/a.jpg", "masks/Patient_01/a_mask.png", "images/Patient_02/a.tif",
+        "masks/Patient_02/A.png", "images/b.png", "masks/c.png", "overview.png", "images/Patient_02/a.bmp",
+        "masks/Patient_01/a.png", "notes.csv",
+    )  # fmt: skip
+    assert winner(tmp_path) == "image_masks"
+    records, skipped, notes = read("image_masks", tmp_path)
+    found = {r.path.relative_to(tmp_path).as_posix(): r for r in records}
+    assert set(found) == {"images/Patient_01/a.jpg", "images/Patient_02/a.bmp", "images/b.png"}
+    assert {r.source_label for r in records} == {"image"}
+    assert found["images/Patient_01/a.jpg"].mask == tmp_path / "masks/Patient_01/a.png"
+    assert found["images/Patient_01/a.jpg"].patient == "Patient_01"
+    assert found["images/Patient_02/a.bmp"].mask == tmp_path / "masks/Patient_02/A.png"
+    assert found["images/b.png"].mask is None
+    assert skipped == {
+        "notes.csv": "table, not an image",
+        "overview.png": "in neither the images' folder nor the masks'",
+        "images/Patient_02/a.tif": "another image has this name with another suffix",
+        "masks/Patient_01/a_mask.png": "mask of an image that has another",
+        "masks/c.png": "mask without an image",
+    }
+    assert "2 of 3 images have a mask of the same name" in notes
+    assert any("a.jpg has 2 masks (a.png and a_mask.png); the first is taken" in note for note in notes)
+
+
+def test_folders_of_images_and_masks_by_other_names(tmp_path: Path) -> None:
+    plant(tmp_path, "raw/train/neutrophil/1.png", "outlines/train/neutrophil/1.png", "raw/test/monocyte/2.png")
+    records, _, _ = read("image_masks", tmp_path, {"images": "raw", "masks": "outlines"})
+    assert [(r.source_label, r.split, r.mask is not None) for r in records] == [
+        ("monocyte", "test", False),
+        ("neutrophil", "train", True),
+    ]
+
+
+def test_masks_of_the_public_set(tmp_path: Path) -> None:
+    plant(tmp_path, "Dataset 1/001.bmp", "Dataset 1/001.png", "Dataset 1/002.bmp")
+    (tmp_path / "Class Labels of Dataset 1.csv").write_text("image ID,class label\n1,1\n2,2\n")
+    records, _, _ = read("segmentation_wbc", tmp_path / "Dataset 1")
+    assert [r.mask and r.mask.name for r in records] == ["001.png", None]
+    assert SOURCES["segmentation_wbc"].mask_values == {"nucleus": 255, "cytoplasm": 128}

@@ -20,7 +20,7 @@ EACH = 2
 """Cases of each kind."""
 
 LEAST_SIDE = 192
-"""Small pictures are enlarged to this side, so that an outline is a thin line."""
+"""Small pictures are enlarged to this side, so that an outline covers little of them."""
 
 TRUTH = (255, 255, 255)
 DRAWN = {
@@ -83,12 +83,12 @@ def with_outlines(
             continue
         large = mask.repeat(factor, axis=0).repeat(factor, axis=1)
         for k in range(1, int(mask.max()) + 1):
-            canvas[_outline(large == k)] = TRUTH if plain else colours[(k - 1) % len(colours)]
-    return data_uri(canvas)
+            canvas[_outline(large == k, factor)] = TRUTH if plain else colours[(k - 1) % len(colours)]
+    return data_uri(canvas, lines=True)
 
 
-def _outline(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Pixels of a region that have a neighbour (of four) outside; the picture's own edge is none."""
+def _outline(region: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """The rim of a region, ``width`` pixels wide; along the picture's own edge there is none."""
     from scipy.ndimage import binary_erosion
 
-    return np.asarray(region & ~binary_erosion(region, border_value=1))
+    return np.asarray(region & ~binary_erosion(region, border_value=1, iterations=width))

@@ -144,11 +144,12 @@ class Picture:
 
 @dataclass
 class Strip:
-    """A row of cell images with a name."""
+    """A row of cell images with a name; ``large`` where outlines have to be seen."""
 
     kind: ClassVar[str] = "strip"
     title: str
     pictures: Sequence[Picture]
+    large: bool = False
 
 
 @dataclass

@@ -187,7 +187,8 @@ def _samples(r: Results) -> list[Strip]:
             if source := image_source(sample.get("image")):
                 pictures.append(Picture(source, f"{name} of {site}", caption=name))
         if pictures:
-            strips.append(Strip(f"{site} (held out)" if r.role(site) == "held_out" else site, pictures))
+            name = f"{site} (held out)" if r.role(site) == "held_out" else site
+            strips.append(Strip(name, pictures, large=bool(r.structures)))
     return strips
 
 

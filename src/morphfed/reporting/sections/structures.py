@@ -113,4 +113,4 @@ def _strip(r: Results, model: Model, site: str) -> Strip | None:
             total = f"{kind} {score(finite(case.get('dice')), 2)}"
             said = f"{kind} case of {model.title} at {site}: {', '.join(each)}"
             pictures.append(Picture(source, said, lines=[total, *each], path=str(case.get("path"))))
-    return Strip(model.title, pictures) if pictures else None
+    return Strip(model.title, pictures, large=True) if pictures else None
