@@ -142,6 +142,7 @@ class Federation:
                 measure=accuracy,
                 keep_optimizer=keep_optimizer,
                 coding=self.coding,
+                judges_own=retrogress,
             )
             for i, (name, n) in enumerate(sizes.items())
         ]

@@ -78,7 +78,7 @@ def clean(clean_folder: Path, tmp_path: Path) -> tuple[Path, list[Row]]:
 
 
 def checked(root: Path, rows: list[Row], **options: Any) -> CheckReport:
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *({"lesion"} & rows[0].keys())])
     return check(Manifest(frame, root), **{"classes": CLASSES, "jobs": 1, **options})
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
-from morphfed.data.manifest import Manifest
 from morphfed.experiment.runner import Options, run_study
 from morphfed.models import weights
 from morphfed.training.dataset import ImageSet
@@ -75,8 +75,9 @@ def test_sites_with_a_download_of_their_own_are_judged_with_it(tiny: Path, monke
     torch.testing.assert_close((sent[0] + sent[1]) / 2, shared[name])  # a linear rule keeps the mean
     assert not any("/" in key for key in shared)
     assert not any(key.startswith("algorithm/") for key in own["alder"])
-    manifest = Manifest.read(done.run / "manifest.parquet").frame
-    judged = manifest[manifest["split"].isin(["test", "validation"]) & manifest["class"].notna()]
+    images = pd.read_parquet(done.run / "prepared.parquet")
+    judged = images[images["split"].isin(["test", "validation"])]
+    assert set(judged["site"]) == everywhere
     expected = {"alder": sent[0], "birch": sent[1], "cedar": shared[name]}
-    for site, image in zip(judged["site"], judged["path"], strict=True):
+    for site, image in zip(judged["site"], judged["id"], strict=True):
         assert torch.equal(used[image], expected[site]), f"{site}: {image}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ def network() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(4, 2))
 
 
-def trainer(*, compiled: bool) -> Trainer:
-    config = TrainConfig(precision="fp32", batch_size=4, lr=0.01)
+def trainer(*, compiled: bool, **keys: Any) -> Trainer:
+    config = TrainConfig(precision="fp32", batch_size=4, lr=0.01, **keys)
     return Trainer(config, mean=(0.5,) * 3, std=(0.25,) * 3, device=CPU, seed=0, compiled=compiled)
 
 
@@ -109,8 +110,9 @@ def test_without_a_compiler_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_with_torchs_own_compiler() -> None:
     refuse_without_compiler(CPU)
-    t, model, plain = trainer(compiled=True), network(), network()
-    data, p = make_set(10, 0), trainer(compiled=False)
+    # Not AdamW: it makes full steps of the rounding in gradients that are 0, as those of a bias before a norm.
+    t, p = (trainer(compiled=compiled, optimizer="sgd") for compiled in (True, False))
+    data, model, plain = make_set(10, 0), network(), network()
     t.fit(model, make_optimizer(t.config, model), data, site="a", round_number=1, rounds=1)
     p.fit(plain, make_optimizer(p.config, plain), data, site="a", round_number=1, rounds=1)
     for name, tensor in plain.state_dict().items():
