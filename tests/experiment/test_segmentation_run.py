@@ -279,7 +279,50 @@ def test_every_site_held_out_in_turn(study: Path) -> None:
     assert {f["held_out"] for f in results["folds"]} == {"east", "west"}
     fold = read_json(finished.run / "folds" / "west" / "results.json")
     assert fold["data"]["sites"]["west"]["parts"] == {"train": 0, "validation": 0, "test": 14}
+    assert {c["metric"] for c in results["comparisons"]} >= {"dice", "iou", "dice/nucleus"}
     assert "Dice" in finished.report.read_text()
+
+
+def test_what_communication_and_views_do_to_masks(study: Path) -> None:
+    asked = ("evaluation.retrogress=true", "evaluation.views=8", "federation.upload=int8", "model.norm=local")
+    finished = run(study, *asked)
+    assert not finished.failed
+    results = read_json(finished.results)
+    unit = results["arms"][0]
+    east = unit["history"][-1]["sites"]["east"]
+    assert set(east["before"]) == set(east["validation"]) == {"dice", "iou"}
+    drops = {(d["scope"], d["metric"]): d for d in results["retrogress"]}
+    assert set(drops) == {(s, m) for s in ("east", "west", "mean_training") for m in ("dice", "iou")}
+    changes = [h["sites"]["east"]["before"]["dice"] - h["sites"]["east"]["validation"]["dice"] for h in unit["history"]]
+    assert drops["east", "dice"]["mean"] == pytest.approx(np.mean(changes))
+    folder = finished.run / "units/fedavg/all/seed-0"
+    with_it, without = (read_cases(folder / name)["east"] for name in ("cases.parquet", "one-view.parquet"))
+    gain = next(o for o in results["options"] if (o["scope"], o["metric"]) == ("east", "dice"))
+    means = [float(np.nanmean(cases.values("dice"), axis=0).mean()) for cases in (with_it, without)]
+    assert (gain["with"], gain["without"]) == pytest.approx(means)
+    page = finished.report.read_text()
+    for said in ("What communication does to each site", "What each option changed", "turned and mirrored copies"):
+        assert said in page, said
+
+
+def test_the_prostate_of_six_sites(tmp_path: Path) -> None:
+    """The example on made-up slices that are laid out as the real ones."""
+    folder = tmp_path / "data"
+    for i, name in enumerate(("BIDMC", "HK", "I2CVB", "ISBI", "ISBI_1.5", "UCL")):
+        site = folder / name
+        draw(site, 10, seed=i, background=200)
+        rows = []
+        for n, path in enumerate(sorted((site / "masks").iterdir())):
+            Image.fromarray(np.where(np.asarray(Image.open(path)) > 0, 255, 0).astype(np.uint8)).save(path)
+            rows.append(f"images/{path.name},prostate,masks/{path.name},Case{n // 2:02d},625.0")
+        (site / "saml_prostate.csv").write_text("\n".join(["path,label,mask,patient,um_per_px", *rows]) + "\n")
+    example = Path(__file__).resolve().parents[2] / "examples" / "prostate.toml"
+    small = ["model.weights=none", "model.name=unet/resnet10t", "model.decoder=[8, 8, 4]", "data.image_size=32"]
+    plan = plan_study(example, [f"data.root={folder}", *small], measure=False)
+    assert {name: site["role"] for name, site in plan["sites"].items()}["ucl"] == "held_out"
+    assert plan["sites"]["ucl"]["test"] == 10
+    assert all(sum(site[part] for part in ("train", "validation", "test")) == 10 for site in plan["sites"].values())
+    assert plan["sites"]["bidmc"]["train"] % 2 == 0  # whole cases
 
 
 def test_plan_counts_without_training(study: Path) -> None:

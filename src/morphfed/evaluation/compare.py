@@ -16,7 +16,6 @@ from morphfed.evaluation.bootstrap import RESAMPLES, interval
 from morphfed.evaluation.metrics import Floats
 from morphfed.evaluation.scores import (
     GAP_TRAINING,
-    MASKED,
     MEAN_LOCAL,
     OWN_SITE,
     WORST_TRAINING,
@@ -151,7 +150,8 @@ def compare_pairs(
 
     Args:
         pairs: by default :func:`default_pairs` of the units; without units they must be given.
-        metrics: by default balanced accuracy and macro-F1, masked too where a site lacks classes.
+        metrics: by default those of ``Vectors.compared``: of classes balanced accuracy and macro-F1, masked too where a
+            site lacks classes.
         scopes: by default all but the gap between sites.
 
     Returns:
@@ -166,7 +166,7 @@ def compare_pairs(
             raise ValueError("scores without units need the pairs to compare")
         pairs = default_pairs(scores.units)
     if metrics is None:
-        metrics = [m for m in scores.metrics if m in ("balanced_accuracy", "macro_f1", *MASKED)]
+        metrics = scores.compared
     scopes = [s for s in scores.scopes if s != GAP_TRAINING] if scopes is None else scopes
     known("model", [m for pair in pairs for m in pair], scores.all_models)
     known("metric", metrics, scores.metrics)

@@ -53,6 +53,7 @@ class FoldScores(Vectors):
         self._home: dict[tuple[str, int], dict[str, Floats]] = {}  # a local model at its own site's test part
         self._best: dict[tuple[str, str, str], str] = {}
         self._better_up: dict[str, bool] = {}
+        self._compared: set[str] = set()
 
     def take(self, fold: str, scores: Scores) -> None:
         """Keep of a fold's scores what is needed: every model at the left-out site, and over the training sites.
@@ -65,6 +66,7 @@ class FoldScores(Vectors):
         self.folds += (fold,)
         self.resamples = scores.resamples
         self.metrics = tuple(dict.fromkeys((*self.metrics, *scores.metrics)))
+        self._compared |= set(scores.compared)
         self._better_up |= {metric: scores.higher_is_better(metric) for metric in scores.metrics}
         for site in scores.sites:
             self._clusters[site, scores.units[0].roles[site]] = scores.clusters_of(site)
@@ -144,6 +146,11 @@ class FoldScores(Vectors):
         kept = self._kept[kind].get((model, seed, fold), {})
         # A fold in which no site lacks a class has no masked metrics: there they are the free ones.
         return kept.get(metric, kept.get(MASKED.get(metric, metric)))
+
+    @property
+    def compared(self) -> list[str]:
+        """Those that are compared in a fold."""
+        return [m for m in self.metrics if m in self._compared]
 
     def best_local(self, arm: str, site: str, metric: str) -> str:
         """The local model with the best seed-mean at a left-out site (the first of equals); empty if there is none."""

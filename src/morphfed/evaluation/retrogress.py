@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-METRICS = ("balanced_accuracy", "macro_f1", "loss")
+METRICS = ("balanced_accuracy", "macro_f1", "dice", "iou", "loss")
 MEAN_TRAINING = "mean_training"
 LEVEL = 0.95
 EQUAL = 1e-9

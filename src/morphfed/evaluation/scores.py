@@ -77,6 +77,11 @@ class Vectors(ABC):
     metrics: tuple[str, ...]
 
     @property
+    def compared(self) -> list[str]:
+        """Metrics in which models are compared, of those that are known."""
+        return [m for m in self.metrics if m in ("balanced_accuracy", "macro_f1", *MASKED)]
+
+    @property
     @abstractmethod
     def all_models(self) -> tuple[str, ...]:
         """Every model, also those that are made of others."""

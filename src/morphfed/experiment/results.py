@@ -79,7 +79,7 @@ def build_results(
         "failed": [{"unit": name, "reason": why} for name, why in failed.items()],
         "summary": summarise(scores),
         "cross_site": cross_site_matrix(scores, metric=task.primary),
-        "comparisons": compare_pairs(scores, default_pairs(predicted), task.compared(scores)),
+        "comparisons": compare_pairs(scores, default_pairs(predicted)),
         "options": _gains(task, versions, study.evaluation.resamples),
         **retrogress_block(entries, study.training_sites, prepared),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},

@@ -226,7 +226,3 @@ class StudyTask(ABC):
         self, units: Sequence[UnitPredictions], *, metrics: Sequence[str] | None = None, resamples: int, seed: int = 0
     ) -> Scores:
         """Vectors of all units; see :class:`morphfed.evaluation.scores.Scores`."""
-
-    @abstractmethod
-    def compared(self, scores: Scores) -> list[str] | None:
-        """Metrics for which differences are stated; None: the comparison's own choice."""

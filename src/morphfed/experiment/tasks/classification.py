@@ -227,10 +227,6 @@ class ClassificationStudy(StudyTask):
         """See the base class."""
         return Scores(units, metrics=metrics, resamples=resamples, seed=seed)
 
-    def compared(self, scores: Scores) -> list[str] | None:
-        """Balanced accuracy and macro-F1."""
-        return None
-
 
 def validation_metrics(labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> dict[str, float]:
     """What a site reports of its validation part each round: balanced accuracy, macro-F1, and mean log loss."""

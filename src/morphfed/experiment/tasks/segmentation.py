@@ -245,10 +245,6 @@ class SegmentationStudy(StudyTask):
         """See the base class."""
         return CaseScores(units, metrics=metrics, resamples=resamples, seed=seed)
 
-    def compared(self, scores: Scores) -> list[str] | None:
-        """Dice of each structure and of all, IoU, distance."""
-        return scores.compared if isinstance(scores, CaseScores) else None
-
 
 def _cases(data: MaskSet, drawn: NDArray[np.uint8], study: Study, unit: ClusterUnit) -> Cases:
     return Cases.of(

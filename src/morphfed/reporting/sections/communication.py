@@ -24,7 +24,7 @@ from morphfed.reporting.text import (
 )
 
 MEAN = "mean_training"
-METRICS = ("balanced_accuracy", "macro_f1", "loss")
+METRICS = ("balanced_accuracy", "macro_f1", "dice", "iou", "loss")
 ROWS = 6
 """Arms in one figure: more would not fit a printed page."""
 
