@@ -263,12 +263,12 @@ def test_sites_judge_the_model_that_they_got(federation: Make) -> None:
     made = federation(None, rounds=1, download="bf16")
     seen: list[Tensors] = []
     site = made.sites[0]
-    predict = site._trainer.predict
+    answers = site._trainer.answers
 
     def watching(model: Any, *args: Any, **keys: Any) -> Any:
         seen.append({name: model.state_dict()[name].clone() for name in WEIGHTS})
-        return predict(model, *args, **keys)
+        return answers(model, *args, **keys)
 
-    site._trainer.predict = watching
+    site._trainer.answers = watching
     last = made.loop.run().last
     assert all(torch.equal(seen[0][name], last[name].to(torch.bfloat16).float()) for name in WEIGHTS)
