@@ -78,7 +78,7 @@ def clean(clean_folder: Path, tmp_path: Path) -> tuple[Path, list[Row]]:
 
 
 def checked(root: Path, rows: list[Row], **options: Any) -> CheckReport:
-    frame = pd.DataFrame(rows, columns=[*COLUMNS, *({"lesion"} & set().union(*rows))])
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *({"lesion"} & {key for row in rows for key in row})])
     return check(Manifest(frame, root), **{"classes": CLASSES, "jobs": 1, **options})
 
 

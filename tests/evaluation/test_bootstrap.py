@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -123,6 +124,12 @@ def test_an_inflated_statistic_is_shifted_back_inside_its_range() -> None:
     assert (low, high) == (pytest.approx(0.145), pytest.approx(0.335))
     low, high = interval(values, 10**9, inflated=0.1)  # shift .4: nothing left above 0 but the estimate
     assert (low, high) == (0.0, pytest.approx(0.1))
+
+
+def test_a_distance_has_no_largest_value() -> None:
+    values = np.linspace(5.0, 15.0, 10_001)
+    low, high = interval(values, 10**9, inflated=9.0, most=math.inf)  # mean 10, so shifted back by 2
+    assert (low, high) == (pytest.approx(3.25, abs=1e-3), pytest.approx(12.75, abs=1e-3))
 
 
 def test_wilson_interval_against_published_values() -> None:

@@ -99,7 +99,12 @@ def replicate_metrics(
 
 
 def interval(
-    replicates: Floats, clusters: int, *, inflated: float | None = None, level: float = LEVEL
+    replicates: Floats,
+    clusters: int,
+    *,
+    inflated: float | None = None,
+    most: float = 1.0,
+    level: float = LEVEL,
 ) -> tuple[float | None, float | None]:
     """Expanded percentile interval of a statistic from its bootstrap replicates ``(B,)``.
 
@@ -111,10 +116,11 @@ def interval(
     Args:
         replicates: NaN where a resample does not define the statistic; those are left out.
         clusters: K, independent units that were resampled.
-        inflated: the estimate itself, given for a statistic in [0, 1] that noise alone moves to one side (a
-            sum of absolute values, an extreme, a range). The estimate already carries that bias once and each
+        inflated: the estimate itself, given for a statistic in [0, ``most``] that noise alone moves to one side
+            (a sum of absolute values, an extreme, a range). The estimate already carries that bias once and each
             replicate twice, so the interval is shifted back by twice ``mean(replicates) − estimate``, kept
-            inside [0, 1] and, if need be, stretched to the estimate.
+            inside [0, ``most``] and, if need be, stretched to the estimate.
+        most: largest value of the statistic; infinite for a distance.
 
     Returns:
         low and high; None with fewer than two clusters, or with fewer than half of the resamples defined.
@@ -129,7 +135,7 @@ def interval(
     if inflated is None:
         return low, high
     shift = 2 * (float(defined.mean()) - inflated)
-    return max(0.0, min(low - shift, inflated)), min(1.0, max(high - shift, inflated))
+    return max(0.0, min(low - shift, inflated)), min(most, max(high - shift, inflated))
 
 
 def proportion_interval(share: float, n: float, level: float = LEVEL) -> tuple[float, float]:

@@ -153,6 +153,8 @@ class Study(Config):
         task = info.data.get("task")
         if info.field_name == "classes" and task == "classification" and len(value) < 2:
             raise ValueError("name at least two classes")
+        if task is None:  # no task at all; that is what the user reads
+            return value
         if info.field_name == "structures" and task == "segmentation" and not value:
             raise ValueError("name at least one structure, such as structures = ['nucleus']")
         wrong = "classes" if task == "segmentation" else "structures"
