@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -90,13 +91,18 @@ def scripted() -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "stages"),
-    [(1, [2]), (4, [1, 2, 3, 2])],  # one pass alone is exchange
+    ("length", "steps", "stages"),
+    [
+        ({"local_epochs": 1}, 3, [2]),  # one pass alone is exchange; ten images in batches of four are three steps
+        ({"local_epochs": 4}, 12, [1, 2, 3, 2]),
+        ({"local_steps": 2}, 2, [2]),
+        ({"local_steps": 11}, 11, [1, 2, 3, 2]),
+    ],
 )
-def test_against_a_plain_loop(federation: Make, scripted: Callable[..., Any], epochs: int, stages: list[int]) -> None:
-    made = federation(
-        None, algorithm="det", sizes={"quito": 10}, rounds=1, train={**STEADY, "local_epochs": epochs, "lr": 0.05}
-    )
+def test_against_a_plain_loop(
+    federation: Make, scripted: Callable[..., Any], length: dict[str, int], steps: int, stages: list[int]
+) -> None:
+    made = federation(None, algorithm="det", sizes={"quito": 10}, rounds=1, train={**STEADY, **length, "lr": 0.05})
     asked = scripted(made, [(0.8, 0.8), (0.8, 0.8), (0.8, 0.6)])
     site, trainer = made.sites[0], made.sites[0]._trainer
     d, p = copy.deepcopy(made.model), copy.deepcopy(made.model)
@@ -104,9 +110,9 @@ def test_against_a_plain_loop(federation: Make, scripted: Callable[..., Any], ep
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(0, "dropout", "quito", 1))
-        per_pass = 3  # ten images in batches of four
-        for number, (images, labels) in enumerate(trainer._batches(site._train, "quito", 1, epochs)):
-            stage = stages[number // per_pass]
+        batches = islice(trainer._batches(site._train, "quito", 1, len(stages)), steps)
+        for number, (images, labels) in enumerate(batches):
+            stage = stages[number // 3]
             d.train(), p.train()
             zd, zp = d(images), p(images)
             loss_d, loss_p = F.cross_entropy(zd, labels), F.cross_entropy(zp, labels)
@@ -123,8 +129,8 @@ def test_against_a_plain_loop(federation: Make, scripted: Callable[..., Any], ep
         torch.testing.assert_close(outcome.last[name], d.state_dict()[name], rtol=1e-4, atol=1e-6)
         mine = outcome.last_sites["quito"][f"algorithm/personal/{name}"]
         torch.testing.assert_close(mine, p.state_dict()[name], rtol=1e-4, atol=1e-6)
-    assert asked == ["validation"] * 2 * (epochs - 1)
-    assert outcome.progress.steps == 2 * 3 * epochs
+    assert asked == ["validation"] * 2 * (len(stages) - 1)
+    assert outcome.progress.steps == 2 * steps
 
 
 def test_the_criterion_can_be_the_training_part(federation: Make, scripted: Callable[..., Any]) -> None:

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,6 @@ from morphfed.core.errors import ConfigError, DataError, StorageError
 from morphfed.experiment.prepare import prepare
 from morphfed.experiment.runner import Options, run_study
 from morphfed.experiment.study import load_study
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _prepare(study: Path, *overrides: str) -> Any:

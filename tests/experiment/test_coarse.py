@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from safetensors.torch import save_file
 
 from morphfed.core.errors import DataError
@@ -27,14 +25,6 @@ from morphfed.training.dataset import pool
 CLASSES = ("neutrophil", "eosinophil", "lymphocyte")
 PARENT = "data.coarse=parent"
 SITES = ("alder", "birch", "cedar")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

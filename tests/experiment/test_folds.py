@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from morphfed.cli import call
 from morphfed.core.errors import ConfigError
@@ -29,14 +27,6 @@ SETTINGS = [
     "federation.rounds=1",
     "evaluation.resamples=200",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _run(study: Path, *overrides: str, name: str = "runs") -> tuple[dict[str, Any], Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,6 @@ from morphfed.experiment.runner import Options, run_study
 from morphfed.models import weights
 from morphfed.training.dataset import ImageSet
 from morphfed.training.trainer import Trainer
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_method_without_a_model_for_newcomers_is_judged_at_home_only(tiny: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from morphfed.evaluation.retrogress import summarise_retrogress
 from morphfed.experiment.plan import plan_study, render_plan
@@ -16,14 +14,6 @@ from morphfed.experiment.runner import Options, run_study
 
 ON = "evaluation.retrogress=true"
 ARMS = "arms={fedavg={}, fedper={}, local={}}"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _run(study: Path, *overrides: str) -> tuple[dict[str, Any], Path]:

@@ -75,7 +75,7 @@ class FitTogether(Protocol):
             models: networks by the slot of their optimiser.
             coupling: terms added to their losses, from the batch and their logits, in the order of ``models``.
             losses: in place of ``train.loss``, by slot.
-            before_epoch: called before each pass with its number, from 0.
+            before_epoch: called before each pass.
         """
         ...
 

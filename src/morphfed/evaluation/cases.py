@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,10 @@ class CaseScores(Scores):
     def higher_is_better(self, metric: str) -> bool:
         """Dice and IoU are; distances are not."""
         return not metric.startswith("hd95")
+
+    def largest(self, metric: str) -> float:
+        """1 for Dice and IoU; a distance has no largest value."""
+        return 1.0 if self.higher_is_better(metric) else math.inf
 
     @property
     def compared(self) -> list[str]:

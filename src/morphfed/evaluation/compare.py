@@ -6,7 +6,6 @@ Each function takes units, or :class:`Scores` made of them once so that the resa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,8 +82,12 @@ def _summary_row(scores: Vectors, model: str, scope: str, metric: str, seeds: Se
     if mean is not None:
         # Noise alone widens a calibration error, worsens the worst site and opens a gap.
         inflated = metric == "ece" or scope in (WORST_TRAINING, GAP_TRAINING)
-        most = math.inf if metric.startswith("hd95") else 1.0
-        low, high = interval(vector[1:], scores.clusters_of(scope)[0], inflated=mean if inflated else None, most=most)
+        low, high = interval(
+            vector[1:],
+            scores.clusters_of(scope)[0],
+            inflated=mean if inflated else None,
+            most=scores.largest(metric),
+        )
     return {
         "model": model,
         "arm": scores.arm(model),

@@ -107,6 +107,10 @@ class Vectors(ABC):
     def vector(self, model: str, scope: str, metric: str, seed: int) -> Floats | None:
         """The vector of one model and seed in a scope; None where that is not defined."""
 
+    def largest(self, metric: str) -> float:
+        """The largest value that a metric can have."""
+        return 1.0
+
     def seed_mean(self, model: str, scope: str, metric: str, seeds: Sequence[int]) -> Floats | None:
         """Mean of the vectors over ``seeds``, inside each resample."""
         return mean_over([self.vector(model, scope, metric, s) for s in seeds])

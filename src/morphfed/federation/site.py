@@ -193,10 +193,11 @@ class Site:
         if data is None or not len(data):
             return {}
         with self._workspace.holding(self._half.personal(self._private)):
-            return self._score(data)
+            return self._score(self._workspace.model, data)
 
-    def _score(self, data: ImageSet) -> dict[str, float]:
-        return self._measure(data.truth(), self._trainer.answers(self._workspace.model, data))
+    def _score(self, model: nn.Module, *sets: ImageSet) -> dict[str, float]:
+        truth = np.concatenate([data.truth() for data in sets])
+        return self._measure(truth, np.concatenate([self._trainer.answers(model, data) for data in sets]))
 
     def _keep_private(self, download: Tensors) -> None:
         """What the half keeps must outlive the download, whose memory the coordinator uses again."""
@@ -207,7 +208,6 @@ class Site:
 
     def _work(self, round_number: int, rounds: int) -> SiteWork:
         model = self._workspace.model
-        where = {"site": self.name, "round_number": round_number, "rounds": rounds}
 
         def fit(
             *,
@@ -224,7 +224,9 @@ class Site:
                     model,
                     optimizer,
                     self._train,
-                    **where,  # type: ignore[arg-type]
+                    site=self.name,
+                    round_number=round_number,
+                    rounds=rounds,
                     after_backward=after_backward,
                     extra_loss=extra_loss,
                     epochs=epochs,
@@ -248,7 +250,9 @@ class Site:
             report = self._trainer.fit_together(
                 list(learners.values()),
                 self._train,
-                **where,  # type: ignore[arg-type]
+                site=self.name,
+                round_number=round_number,
+                rounds=rounds,
                 coupling=coupling,
                 before_epoch=before_epoch,
                 class_counts=self._prior(),
@@ -291,10 +295,7 @@ class Site:
 
     def _judge(self, model: nn.Module, part: Literal["validation", "training"]) -> dict[str, float] | None:
         sets = [self._train] if part == "training" else [data for data in self._validation.values() if len(data)]
-        if not sets:
-            return None
-        truth = np.concatenate([data.truth() for data in sets])
-        return self._measure(truth, np.concatenate([self._trainer.answers(model, data) for data in sets]))
+        return self._score(model, *sets) if sets else None
 
     def _load_shared(self, download: Tensors) -> None:
         self._workspace.load({name: download[name] for name in self._workspace.travels})
@@ -314,7 +315,7 @@ class Site:
         judged = {name: data for name, data in self._validation.items() if len(data)}
         if judged:
             self.load_model(download)
-        found = {name: self._score(data) for name, data in judged.items()}
+        found = {name: self._score(self._workspace.model, data) for name, data in judged.items()}
         self._gate.release_validation(round_number, found)
         return found
 

@@ -49,7 +49,8 @@ AfterBackward = Callable[[nn.Module], None]
 Coupling = Callable[["Tensor", "list[Tensor]"], "list[Tensor]"]
 """Terms added to the losses of several networks, from what they take and their logits ``(n, C)``."""
 
-BeforeEpoch = Callable[[int], None]
+BeforeEpoch = Callable[[int, int], None]
+"""Called before each pass over the training part with its number, from 0, and how many there are."""
 
 ExtraLoss = Callable[["Tensor", "Tensor"], "Tensor"]
 """A term added to the task's loss, from the batch: what the network takes (images ``(n, 3, S, S)``, normalised, or
@@ -233,7 +234,7 @@ class Trainer:
             learners: at least one; their networks share no parameter.
             data, site, round_number, rounds, epochs, slot, class_counts: as in :meth:`fit`.
             coupling: further terms, from the batch and all logits.
-            before_epoch: called before each pass with its number, from 0; it may put the networks into evaluation mode.
+            before_epoch: may put the networks into evaluation mode.
 
         Returns:
             Steps and images summed over the networks.
@@ -253,7 +254,7 @@ class Trainer:
 
         def start(epoch: int) -> None:
             if before_epoch is not None:
-                before_epoch(epoch)
+                before_epoch(epoch, passes)
             for learner in learners:
                 _train_mode(learner.model)
 
@@ -295,7 +296,7 @@ class Trainer:
         )
 
     def _batches(
-        self, data: ImageSet, stream: str, round_number: int, passes: int, start: BeforeEpoch | None = None
+        self, data: ImageSet, stream: str, round_number: int, passes: int, start: Callable[[int], None] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of nearly equal size: no batch of one image, which batch normalisation cannot take."""
         generator = torch_stream(self.seed, "augment", stream, round_number)

@@ -9,7 +9,8 @@ are judged; with f_p and f_d their scores and α1 ≤ α2:
 
 A student adds ``KL(teacher ‖ student)`` at temperature 1, mean over the batch, to its loss; no gradient reaches the
 teacher. As in the authors' code each round begins anew with *recover*, and a stage is entered only from the one before,
-so *sublimate* needs three passes a round; with ``train.local_epochs = 1`` the one pass is *exchange*.
+so *sublimate* needs three passes a round; a round of one pass, whole or (with ``train.local_steps``) begun,
+is *exchange*.
 
 * Scores are taken on the site's validation part, as the papers define them; the authors' code takes the augmented
   training part, which ``criterion = "training"`` does without the augmentation.
@@ -115,9 +116,9 @@ class DeputySite(SiteHalf):
         _load(personal, {name.removeprefix(PERSONAL): t for name, t in work.state.items() if name.startswith(PERSONAL)})
         stage = 0
 
-        def judge(epoch: int) -> None:
+        def judge(epoch: int, passes: int) -> None:
             nonlocal stage
-            if work.epochs == 1:
+            if passes == 1:
                 stage = EXCHANGE
             elif epoch == 0:
                 stage = RECOVER  # whatever the scores are

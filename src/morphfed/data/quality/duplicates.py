@@ -130,33 +130,26 @@ def _hamming(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[n
 
 def patients_in_two_splits(context: Context) -> Iterator[Finding]:
     """Patients whose images lie in more than one split of a site."""
-    for site, rows in context.by_site():
-        known = rows[rows["patient"].notna() & rows["split"].notna()]
-        splits = known.groupby("patient")["split"].unique()
-        torn = splits[splits.map(len) > 1]
-        if len(torn):
-            yield Finding(
-                "patient-across-splits", "error", site, len(torn),
-                f"{len(torn)} of {len(splits)} patients have images in more than one split: the test is not "
-                "of unseen patients",
-                examples([f"{patient}: {', '.join(sorted(found))}" for patient, found in torn.items()]),
-                "clear the column 'split' and let morphfed split by patient.",
-            )  # fmt: skip
+    yield from _in_two_splits(context, "patient", context.frame["split"].notna())
 
 
 def lesions_in_two_splits(context: Context) -> Iterator[Finding]:
     """Lesions whose images lie in more than one split of a site, where no patient is known."""
-    for site, rows in context.by_site() if "lesion" in context.frame.columns else ():
-        known = rows[rows["lesion"].notna() & rows["patient"].isna() & rows["split"].notna()]
-        splits = known.groupby("lesion")["split"].unique()
+    if "lesion" in context.frame.columns:
+        yield from _in_two_splits(context, "lesion", context.frame["split"].notna() & context.frame["patient"].isna())
+
+
+def _in_two_splits(context: Context, kind: str, usable: pd.Series[bool]) -> Iterator[Finding]:
+    for site, rows in context.by_site():
+        splits = rows[usable.loc[rows.index] & rows[kind].notna()].groupby(kind)["split"].unique()
         torn = splits[splits.map(len) > 1]
         if len(torn):
             yield Finding(
-                "lesion-across-splits", "error", site, len(torn),
-                f"{len(torn)} of {len(splits)} lesions have images in more than one split: the test is not "
-                "of unseen lesions",
-                examples([f"{lesion}: {', '.join(sorted(found))}" for lesion, found in torn.items()]),
-                "clear the column 'split' and let morphfed split by lesion.",
+                f"{kind}-across-splits", "error", site, len(torn),
+                f"{len(torn)} of {len(splits)} {kind}s have images in more than one split: the test is not "
+                f"of unseen {kind}s",
+                examples([f"{owner}: {', '.join(sorted(found))}" for owner, found in torn.items()]),
+                f"clear the column 'split' and let morphfed split by {kind}.",
             )  # fmt: skip
 
 
