@@ -302,6 +302,7 @@ def test_parameter_counts() -> None:
     assert numbers(build_head("transmil", 1024, 2)) == 524_800 + 2 * layer + rest + 1_026 == 2_672_146
 
 
+@pytest.mark.slow
 def test_ten_thousand_instances_fit_in_little_memory() -> None:
     """Forward and backward of a bag of 10,000 × 1,024 (41 MB): gigabytes would mean a square of the bag's size."""
     pytest.importorskip("resource")

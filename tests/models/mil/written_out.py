@@ -56,7 +56,7 @@ def cross_entropy(scores: np.ndarray, target: int) -> float:
     return -math.log(softmax(scores)[target])
 
 
-def clam_instances(w: Weights, bag: np.ndarray, label: int, *, taken: int, subtyping: bool, loss) -> float:  # noqa: ANN001
+def clam_instances(w: Weights, bag: np.ndarray, label: int, *, taken: int, subtyping: bool, loss) -> float:
     hs = embed(w, bag)
     order = np.argsort(attention(w, hs))
     bottom, top = order[:taken], order[::-1][:taken]

@@ -1,4 +1,4 @@
-"""TransMIL (Shao et al. 2021): two transformer layers over the instances and a class token, positions by convolutions."""
+"""TransMIL (Shao et al. 2021): two transformer layers over instances and a class token, positions by convolutions."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class TransMilConfig(HeadConfig):
 class SelfAttention(nn.Module):
     """Multi-head self-attention with a depth-wise convolution of the values along the sequence (33 wide) added.
 
-    Nyström approximation: Xiong et al., Nyströmformer, AAAI 2021, equations 11–14. Landmarks are means of m segments, as
-    equal as the length allows (theirs pads with zeros, which are then attended to).
+    Nyström approximation: Xiong et al., Nyströmformer, AAAI 2021, equations 11–14. Landmarks are means of m segments,
+    as equal as the length allows (theirs pads with zeros, which are then attended to).
     """
 
     def __init__(self, width: int, config: TransMilConfig) -> None:
@@ -44,7 +44,7 @@ class SelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """``(T, W)`` → ``(T, W)``, and how much the first token attends to each: ``(T,)``, mean over heads, detached."""
+        """``(T, W)`` → ``(T, W)``, and the first token's attention to each: ``(T,)``, mean over heads, detached."""
         count, width = tokens.shape
         q, k, v = self.qkv(tokens).reshape(count, 3, self.heads, -1).permute(1, 2, 0, 3)  # each (heads, T, W / heads)
         q = q * q.shape[-1] ** -0.5
@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
 
 
 def pseudo_inverse(matrix: Tensor, steps: int) -> Tensor:
-    """Moore–Penrose inverse of each of ``(..., m, m)`` by the iteration of Razavi et al. 2014 (Nyströmformer, equation 11).
+    """Moore–Penrose inverse of each of ``(..., m, m)`` by iteration (Razavi et al. 2014; Nyströmformer, equation 11).
 
     ``Z ← ¼ Z (13 I − A Z (15 I − A Z (7 I − A Z)))`` from ``Aᵀ / (‖A‖₁ ‖A‖_∞)``.
     """
@@ -126,8 +126,9 @@ class Transformer(nn.Module):
 class TransMil(MilHead):
     """Instances see each other; their order counts, through positions and the convolution of the values.
 
-    The sequence is filled up to a square with its own first instances. The attention shown is the class token's in the second
-    layer, mean over heads, negative parts (the approximation has some) cut off, repeated instances summed, scaled to 1.
+    The sequence is filled up to a square with its own first instances. The attention shown is the class token's in the
+    second layer: mean over heads, negative parts (the approximation has some) cut off, repeated instances summed, scaled
+    to a sum of 1.
     """
 
     Config: ClassVar[type[HeadConfig]] = TransMilConfig
