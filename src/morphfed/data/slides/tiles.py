@@ -149,7 +149,7 @@ def _find(folder: Path, out: Path) -> tuple[dict[str, list[Path]], Counter[str]]
 
 def _settle(out: Path, folder: Path, tiling: Tiling, given: float | None) -> None:
     """Keep how tiles are cut; another way would leave a folder in which slides differ."""
-    settings = {"tiling": tiling.model_dump(), "slide_um_per_px": given}
+    settings: dict[str, Any] = {"tiling": tiling.model_dump(), "slide_um_per_px": given}
     path = out / SETTINGS
     if path.exists():
         earlier = read_json(path)

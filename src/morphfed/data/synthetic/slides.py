@@ -54,7 +54,7 @@ class Centre(Config):
     haematoxylin: Rgb = (0.32, 0.22, 0.50)
     eosin: Rgb = (0.88, 0.48, 0.66)
     strength: float = 1.0
-    strength_sd: float = 0.10
+    strength_sd: float = 0.07
     background: Rgb = (0.96, 0.95, 0.96)
     um_per_px: float = 1.0
     blur: float = 0.5
@@ -90,13 +90,13 @@ CENTRES: dict[str, Centre] = {
             noise=0.018,
             jpeg_quality=75,
         ),
-        # Strong pink, crisp.
+        # Strong magenta, crisp.
         Centre(
             name="juniper",
             haematoxylin=(0.24, 0.14, 0.38),
-            eosin=(0.90, 0.36, 0.58),
+            eosin=(0.80, 0.34, 0.70),
             strength=1.1,
-            strength_sd=0.15,
+            strength_sd=0.10,
             background=(0.98, 0.97, 0.97),
             um_per_px=0.8,
             blur=0.4,
