@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _table import Options, Row, alternate, ratios, run, spread
 
+from _table import Options, Row, alternate, ratios, run, spread
 from morphfed.data.slides.files import read_coords
 from morphfed.data.slides.grid import Tiling
 from morphfed.data.slides.reader import Slide
