@@ -10,7 +10,6 @@ from morphfed.reporting.results import Comparison, Results
 from morphfed.reporting.sections.outcome import scope_name
 from morphfed.reporting.text import MINUS, MISSING, capital, count, counted, interval, metric_name, p_value, signed
 
-
 MANY = 24
 """Pairs above which the figure shows the main ones and the table is folded away."""
 
