@@ -98,6 +98,8 @@ def _unfit(config: AlgorithmConfig, task: str) -> str:
     keys = cast("PrrConfig", config)
     if task == "segmentation" and keys.loss == "cpa":
         return "loss = 'cpa' compares mean features of classes, one vector an image; masks take loss = 'task'"
+    if task == "mil" and keys.loss == "cpa":
+        return "loss = 'cpa' compares mean features of classes, one vector an image; bags take loss = 'task'"
     return unfit(config, task) if keys.transfer else ""
 
 
