@@ -65,7 +65,7 @@ class Abmil(MilHead):
         xavier_normal(self)
 
     def pool(self, bag: Tensor) -> MilOutput:
-        """Pool one bag; an instance's own score is the classifier's of it alone, so that ``logits = Σ_i a_i scores_i``."""
+        """Pool one bag; ``logits = Σ_i a_i instances_i``."""
         embedded = self.embedding(bag)
         attention = torch.softmax(self.attention(embedded), dim=0)
         return MilOutput(self.classifier(attention @ embedded), attention, self.classifier(embedded), embedded)

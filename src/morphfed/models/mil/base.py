@@ -1,7 +1,8 @@
 """What a multiple-instance head is: one bag of features in, the bag's logits and what each instance counted out.
 
 Every parameter of a head is under one of three modules, so that an algorithm tells the parts apart by name:
-``embedding`` (instance by instance, before pooling), ``attention`` (whatever weighs or mixes instances) and ``classifier``.
+``embedding`` (instance by instance, before pooling), ``attention`` (whatever weighs or mixes instances) and
+``classifier``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -54,8 +56,8 @@ class MilOutput:
 class MilHead(nn.Module, ABC):
     """Classifies a bag.
 
-    Subclasses set the class variables, build ``embedding``, ``attention`` and ``classifier`` (those that they have), and
-    implement :meth:`pool`. They are built with fresh weights from torch's global generator.
+    Subclasses set the class variables, build those of ``embedding``, ``attention`` and ``classifier`` that they have,
+    and implement :meth:`pool`. They are built with fresh weights from torch's global generator.
 
     Args:
         in_features: D, width of the features.
@@ -133,7 +135,7 @@ def part_keys(head: nn.Module, part: Part) -> tuple[str, ...]:
 def mlp(widths: tuple[int, ...], dropout: float) -> nn.Sequential:
     """Linear, ReLU and dropout from each width to the next; nothing for a single width."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
 
