@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from morphfed.core.errors import DataError
 from morphfed.core.progress import Reporter, silent, tracked
 from morphfed.data.bags.drafting import DIM, ENCODER, INSTANCES, NO_LABEL, PROBLEM
+from morphfed.data.bags.quality import shared_slides
 from morphfed.data.bags.store import odd_at
 from morphfed.data.manifest import Manifest
 from morphfed.experiment.assemble import LeftOut, column, split
@@ -143,13 +144,10 @@ def _sentence(site: str, reason: str, files: Sequence[str]) -> str:
 
 def _same_slides(frame: pd.DataFrame) -> list[str]:
     """Slides that two sites have under one id: a slide in training here and in a test there judges nothing."""
-    rows = frame[frame["slide"].notna() & frame["class"].notna()]
-    sites = rows.groupby("slide")["site"].agg(lambda found: tuple(sorted(set(found))))
-    shared = sites[sites.map(len) > 1]
     return [
-        f"{' and '.join(where)} share {len(ids)} slide ids ({', '.join(map(str, ids[:_NAMED]))}"
+        f"{' and '.join(where)} share {len(ids)} slide ids ({', '.join(ids[:_NAMED])}"
         f"{', …' if len(ids) > _NAMED else ''}): if these are the same slides, keep each at one site"
-        for where, ids in shared.index.to_series().groupby(shared.map(tuple)).agg(list).items()
+        for where, ids in shared_slides(frame[frame["class"].notna()]).items()
     ]
 
 

@@ -29,8 +29,8 @@ class SiteConfig(Config):
     """Where one site's images are: a folder that a source adapter reads, or a manifest."""
 
     path: str = Field(
-        description="folder of images, or a .parquet/.csv manifest; with task = 'mil' a folder of bags, a slide table or "
-        "a CSV set; relative to data.root"
+        description="folder of images, or a .parquet/.csv manifest; with task = 'mil' a folder of bags, a slide table "
+        "or a CSV set; relative to data.root"
     )
     source: str | None = Field(None, description="source adapter; empty: the one that fits best")
     um_per_px: float | None = Field(None, gt=0, description="micrometres per pixel; empty: from the source")
@@ -78,13 +78,12 @@ class DataConfig(Config):
     min_per_class: int = Field(5, ge=1, description="fewer images of a class at a site are pointed out")
     check: bool = Field(True, description="run the data check before training")
     labels: dict[str, str] = Field(
-        default_factory=dict,
-        description="label as sites write it = class; with task = 'mil', whose labels are any words",
+        default_factory=dict, description="a label = its class, at all sites; with task = 'mil'"
     )
     standardise: Literal["none", "site"] = Field(
         "none",
-        description="with task = 'mil'; site: each feature has mean 0 and spread 1 over the instances of the site's own "
-        "training bags (of a held-out site all its bags, without their labels); nothing of it leaves the site",
+        description="with task = 'mil'; site: each feature has mean 0 and spread 1 over the instances of the site's "
+        "own training bags (of a held-out site all its bags, never their labels); nothing of it leaves the site",
     )
 
 

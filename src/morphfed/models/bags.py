@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from morphfed.core.errors import ConfigError, ModelError
 from morphfed.models.backbone import MIL, ModelConfig
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from morphfed.models.mil import MilHead
@@ -34,7 +35,7 @@ class Bags:
 
     def __iter__(self) -> Iterator[Tensor]:
         """Each bag ``(N, D)``, a view."""
-        return iter(self.features.split(self.sizes))
+        return iter(torch.split(self.features, list(self.sizes)))
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Bags:
         """The same bags on a device."""

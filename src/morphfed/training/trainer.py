@@ -127,6 +127,11 @@ def _add_gradients(terms: Sequence[Tensor], share: float) -> None:
 
 def _step(learners: Sequence[Learner], clip: float) -> None:
     for learner in learners:
+        for parameter in learner.model.parameters():
+            # What a batch did not ask for (CLAM's classifiers of the other classes) has slope 0, and is still pulled by
+            # an algorithm's own term.
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if learner.after_backward is not None:
             learner.after_backward(learner.model)
         if clip > 0:

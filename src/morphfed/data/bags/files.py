@@ -289,10 +289,14 @@ def _tensor_file(path: Path) -> tuple[Path, NDArray[Any]]:
 
     from morphfed.data.bags.pickles import load_array
 
+    refused = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError)
     try:
         found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError):
-        return path, load_array(path)  # no tensor, or an older layout that cannot be mapped
+    except refused:
+        try:  # torch's layout before 1.6, which cannot be mapped
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except refused:
+            return path, load_array(path)
     if isinstance(found, dict):
         if FEATURES not in found:
             raise DataError(

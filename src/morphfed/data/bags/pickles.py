@@ -60,7 +60,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_array(path: Path) -> NDArray[Any]:
-    """The numpy array in a file that ``torch.save`` or ``pickle`` wrote; a tensor in torch's oldest layout too.
+    """The numpy array in a file that ``torch.save`` or ``pickle`` wrote.
 
     Raises:
         DataError: the file is damaged, or holds anything but an array of numbers; nothing of it was run.
@@ -69,9 +69,6 @@ def load_array(path: Path) -> NDArray[Any]:
         content = path.read_bytes()
         found = _ArrayUnpickler(io.BytesIO(_pickle_in(content))).load()
     except (pickle.UnpicklingError, zipfile.BadZipFile) as cause:
-        tensor = _old_tensor(path)
-        if tensor is not None:
-            return tensor
         raise DataError(
             f"{path} is refused: {cause}.",
             fix="restore the file; a bag's .pt file holds a tensor or an array (N, D), and no other object is opened.",
@@ -95,14 +92,3 @@ def _pickle_in(content: bytes) -> bytes:
         if len(names) != 1:
             raise zipfile.BadZipFile("the archive has no data.pkl")
         return archive.read(names[0])
-
-
-def _old_tensor(path: Path) -> NDArray[Any] | None:
-    """A tensor as torch wrote it before 1.6, which cannot be memory-mapped; None: it is none."""
-    import torch
-
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, AttributeError):
-        return None
-    return found.detach().float().numpy() if isinstance(found, torch.Tensor) else None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from morphfed.data.ontology import load_ontology
 from morphfed.data.quality import labels
 from morphfed.data.quality.context import Context, plural
 from morphfed.data.quality.findings import CheckReport, Finding, examples
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FEW_INSTANCES = 0.01
 """A bag with less than this share of its site's median is pointed out: a slide that is nearly all glass."""
@@ -84,16 +88,26 @@ def copies(context: Context) -> Iterator[Finding]:
 
 def same_slides(context: Context) -> Iterator[Finding]:
     """Slide ids that occur at more than one site."""
-    known = context.frame[context.frame["slide"].notna()]
-    at = known.groupby("slide")["site"].agg(lambda sites: tuple(sorted(set(sites))))
-    for sites, n in Counter(at[at.map(len) > 1]).items():
-        shared = [str(slide) for slide in at[at == sites].index] if n else []
+    for sites, shared in shared_slides(context.frame).items():
         yield Finding(
             "slide-at-two-sites", "warning", None, len(shared),
             f"{plural(len(shared), 'slide id')} occur at {' and '.join(sites)}",
             examples(shared),
             "if these are the same slides, keep each at one site; a slide that trains here must not test there.",
         )  # fmt: skip
+
+
+def shared_slides(frame: pd.DataFrame) -> dict[tuple[str, ...], list[str]]:
+    """Sites → ids of slides that all of them have, and no other site; without slides of one site only."""
+    at: dict[str, set[str]] = defaultdict(set)
+    for slide, site in zip(frame["slide"], frame["site"], strict=True):
+        if slide is not None:
+            at[str(slide)].add(str(site))
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for slide in sorted(at):
+        if len(at[slide]) > 1:
+            found[tuple(sorted(at[slide]))].append(slide)
+    return dict(found)
 
 
 def short_bags(context: Context) -> Iterator[Finding]:
@@ -142,7 +156,7 @@ def two_splits(context: Context) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def _names(paths: Iterable[str]) -> list[str]:
     return [Path(path).name for path in paths]
 
 

@@ -53,7 +53,7 @@ class MilStudy(ClassificationStudy):
             at = f"{where}: arms.{name}"
             if not takes_bags(arm.model):
                 raise ConfigError(
-                    f"{at}: model.name = '{arm.model.name}' takes pictures; a study of bags needs a head that pools them.",
+                    f"{at}: model.name = '{arm.model.name}' takes pictures; bags need a head that pools them.",
                     fix="write model.name = 'mil/gated_abmil'; `morphfed list heads` prints the others.",
                 )
             if arm.model.tune != FULL or arm.model.norm == "group":
