@@ -102,7 +102,7 @@ def test_a_class_balanced_bag_alone_keeps_its_weight() -> None:
 
 def test_it_learns_which_bags_hold_the_bright_instance(tmp_path: Path) -> None:
     data, test = bag_set(tmp_path / "a", [5] * 40), bag_set(tmp_path / "b", [5] * 40, seed=1)
-    model, t = head(), trainer(lr=0.02, local_epochs=30)
+    model, t = head(hidden=(16,)), trainer(lr=0.02, local_epochs=20)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     t.fit(model, optimizer, data, site="a", round_number=1, rounds=1)
     probabilities = t.predict(model, test)

@@ -13,6 +13,7 @@ from morphfed.core.files import read_json, write_json
 from morphfed.core.seeding import numpy_stream
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import nn
 
     from morphfed.data.bags.store import BagStore
@@ -39,9 +40,10 @@ def examine(model: nn.Module, data: BagSet, device: torch.device, classes: Seque
 
     Returns:
         For each bag ``id``, ``truth``, ``predicted``, ``n`` instances, ``effective`` (``1 / Σ a²``, how many instances
-        the weights are spread over) and ``top``: ``index``, ``weight`` and, where it is known, ``at``, its position.
+        the weights are spread over) and ``top``: ``index``, ``weight`` and, where they are known, ``at``, its
+        position, and ``name``.
     """
-    from morphfed.data.bags.store import coords_at
+    from morphfed.data.bags.store import coords_at, names_at
 
     head, store = cast("MilHead", model), cast("BagStore", data.store)
     head.eval()
@@ -53,7 +55,7 @@ def examine(model: nn.Module, data: BagSet, device: torch.device, classes: Seque
         if output.attention is None:
             return []
         weights = output.attention.float().cpu().numpy().astype(np.float64)
-        coords = coords_at(Path(store.places[row]))
+        coords, names = coords_at(Path(store.places[row])), names_at(Path(store.places[row]))
         found.append(
             {
                 "id": str(data.ids[i]),
@@ -62,7 +64,7 @@ def examine(model: nn.Module, data: BagSet, device: torch.device, classes: Seque
                 "n": len(weights),
                 "effective": float(1.0 / np.maximum((weights**2).sum(), 1e-12)),
                 "top": [
-                    {"index": int(k), "weight": float(weights[k]), **_at(coords, int(k))}
+                    {"index": int(k), "weight": float(weights[k]), **_at(coords, names, int(k))}
                     for k in np.argsort(-weights, kind="stable")[:TOP]
                 ],
             }
@@ -79,8 +81,9 @@ def _chosen(data: BagSet) -> list[int]:
     return order[:EXAMPLES]
 
 
-def _at(coords: np.ndarray[Any, Any] | None, row: int) -> dict[str, list[int]]:
-    return {} if coords is None else {"at": [int(v) for v in coords[row]]}
+def _at(coords: NDArray[np.int64] | None, names: Sequence[str] | None, row: int) -> dict[str, Any]:
+    found: dict[str, Any] = {} if coords is None else {"at": [int(v) for v in coords[row]]}
+    return found if names is None else {**found, "name": Path(names[row]).name}
 
 
 def write_examined(path: Path, sites: Mapping[str, list[dict[str, Any]]]) -> None:

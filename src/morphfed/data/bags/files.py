@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".h5", ".hdf5", ".pt", ".npy")
 """Of bag files; where one slide has several, the first of these is read."""
 
-FEATURES, COORDS = "features", "coords"
+FEATURES, COORDS, NAMES = "features", "coords", "names"
 PATCHES = "_patches"
 """What TRIDENT puts behind a slide's name in files of coordinates; it is no part of the slide's id."""
 
@@ -73,6 +73,10 @@ class OpenBag(ABC):
 
     def coords(self) -> NDArray[np.int64] | None:
         """Level-0 position of each instance, int64 ``(N, 2)``."""
+        return None
+
+    def names(self) -> list[str] | None:
+        """What each instance is called."""
         return None
 
 
@@ -137,6 +141,12 @@ def read_coords(path: Path) -> NDArray[np.int64] | None:
         return bag.coords()
 
 
+def read_names(path: Path) -> list[str] | None:
+    """What the instances are called; None where the file does not say."""
+    with opened(path) as bag:
+        return bag.names()
+
+
 def blocks(path: Path) -> Iterator[Floats]:
     """All instances, some thousand at a time."""
     with opened(path) as bag:
@@ -169,6 +179,7 @@ def write_bag(
     coords: NDArray[np.integer[Any]] | None = None,
     *,
     encoder: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Write a bag as CLAM and TRIDENT read it, atomically.
 
@@ -177,6 +188,7 @@ def write_bag(
         features: ``(N, D)``.
         coords: ``(N, 2)``, level-0 position of each instance.
         encoder: kept as the attribute that TRIDENT writes.
+        names: of the instances, such as the files of cells; kept in a dataset of their own, which others pass over.
 
     Raises:
         StorageError: the file cannot be written.
@@ -189,6 +201,8 @@ def write_bag(
             data.attrs["encoder"] = encoder
         if coords is not None:
             file.create_dataset(COORDS, data=coords)
+        if names is not None:
+            file.create_dataset(NAMES, data=[name.encode() for name in names])
 
 
 # ── .h5 ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -224,6 +238,12 @@ class _H5Bag(OpenBag):
         found = found[0] if found.ndim == 3 and len(found) == 1 else found
         fits = found.shape == (self.facts.instances, 2)
         return found.astype(np.int64) if fits else None  # TRIDENT's empty slides have positions of another shape
+
+    def names(self) -> list[str] | None:
+        if NAMES not in self._file:
+            return None
+        found = [name.decode("utf-8", errors="replace") for name in self._file[NAMES][...].tolist()]
+        return found if len(found) == self.facts.instances else None
 
 
 @contextmanager

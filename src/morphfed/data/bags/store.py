@@ -58,6 +58,11 @@ def coords_at(place: Path) -> NDArray[np.int64] | None:
     return None if sets.BETWEEN in place.name else files.read_coords(place)
 
 
+def names_at(place: Path) -> list[str] | None:
+    """What the instances of the bag at a place are called; None where it is not known."""
+    return None if sets.BETWEEN in place.name else files.read_names(place)
+
+
 def odd_at(place: Path) -> int:
     """Instances of the bag at a place with a number that is not finite."""
     found = _in_set(place)

@@ -107,7 +107,7 @@ def _verdict(e: Mapping[str, Any]) -> str:
 def _instance(top: Mapping[str, Any]) -> str:
     at = top.get("at")
     where = f" at {at[0]:,}, {at[1]:,}" if at else ""
-    return f"#{int(top['index'])} ({100 * float(top['weight']):.0f} %{where})"
+    return f"{top.get('name') or '#' + str(int(top['index']))} ({100 * float(top['weight']):.0f} %{where})"
 
 
 def _range(low: Any, high: Any) -> str:
