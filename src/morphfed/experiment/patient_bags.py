@@ -52,7 +52,7 @@ class Composition:
     share: float
 
     def __post_init__(self) -> None:
-        load_ontology().resolve_classes([self.cell])
+        load_ontology().ancestors(self.cell)  # refuses a name that is none
         if not 0 < self.share < 1:
             raise ConfigError(f"--share is {self.share:g}.", fix="give a share between 0 and 1, such as 0.2.")
 

@@ -1,4 +1,4 @@
-"""CLAM with a single attention branch (Lu et al. 2021): attention pooling that also clusters the ends of the attention."""
+"""CLAM with a single attention branch (Lu et al. 2021): attention pooling, its ends clustered."""
 
 from __future__ import annotations
 

@@ -127,8 +127,8 @@ class TransMil(MilHead):
     """Instances see each other; their order counts, through positions and the convolution of the values.
 
     The sequence is filled up to a square with its own first instances. The attention shown is the class token's in the
-    second layer: mean over heads, negative parts (the approximation has some) cut off, repeated instances summed, scaled
-    to a sum of 1.
+    second layer: mean over heads, negative parts (the approximation has some) cut off, repeated instances summed,
+    scaled to a sum of 1.
     """
 
     Config: ClassVar[type[HeadConfig]] = TransMilConfig
