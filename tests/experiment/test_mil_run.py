@@ -178,9 +178,8 @@ def test_only_weights_and_declared_numbers_leave(ran: Path) -> None:
     numbers = {name.split("/")[-1] for line in lines for name in line["metrics"]}
     assert numbers == {"images", "loss", "steps", "balanced_accuracy", "macro_f1"}
     fedavg = next(u for u in results_of(ran)["arms"] if u["model"] == "fedavg")
-    assert {line["bytes"] for line in lines if line["tensors"]} == {
-        4 * fedavg["parameters"]
-    }  # the head, and no features
+    own = 4 * fedavg["parameters"] + 4 * 8  # the head, three numbers and a weight: no features
+    assert {line["bytes"] for line in lines if line["tensors"]} == {own}
 
 
 def test_attention_is_the_saved_heads(ran: Path) -> None:

@@ -11,6 +11,9 @@ import torch
 
 from morphfed.core.files import read_json, write_json
 from morphfed.core.seeding import numpy_stream
+from morphfed.data.bags.files import slide_id
+from morphfed.data.bags.store import coords_at, geometry_at, names_at
+from morphfed.reporting.attention import data_uri, heat_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,10 +44,8 @@ def examine(model: nn.Module, data: BagSet, device: torch.device, classes: Seque
     Returns:
         For each bag ``id``, ``truth``, ``predicted``, ``n`` instances, ``effective`` (``1 / Σ a²``, how many instances
         the weights are spread over) and ``top``: ``index``, ``weight`` and, where they are known, ``at``, its
-        position, and ``name``.
+        position, and ``name``; and ``map``, a picture of the attention over the slide.
     """
-    from morphfed.data.bags.store import coords_at, names_at
-
     head, store = cast("MilHead", model), cast("BagStore", data.store)
     head.eval()
     found = []
@@ -67,9 +68,37 @@ def examine(model: nn.Module, data: BagSet, device: torch.device, classes: Seque
                     {"index": int(k), "weight": float(weights[k]), **_at(coords, names, int(k))}
                     for k in np.argsort(-weights, kind="stable")[:TOP]
                 ],
+                **_map(Path(store.places[row]), coords, weights),
             }
         )
     return found
+
+
+def _map(place: Path, coords: NDArray[np.int64] | None, weights: NDArray[np.float64]) -> dict[str, str]:
+    """``map``: attention over the slide's thumbnail as a data URI, where positions and the tiles' size are known."""
+    about = geometry_at(place)
+    side, size = about.get("patch_size_level0"), (about.get("level0_width"), about.get("level0_height"))
+    if coords is None or side is None or None in size:
+        return {}
+    whole = (int(size[0]), int(size[1]))  # type: ignore[arg-type]  # none of them is None
+    drawn = heat_map(coords, weights, side=float(side), size=whole, picture=thumbnail_of(place))
+    return {"map": data_uri(drawn)}
+
+
+def thumbnail_of(bag: Path) -> NDArray[np.uint8] | None:
+    """The slide's thumbnail: ``SLIDE.png`` or ``.jpg`` in ``thumbnails/`` beside the bag's folder, or beside the bag.
+
+    Tiling keeps such a picture (``masks/SLIDE.png``); a folder of that name serves too. None: there is none.
+    """
+    from PIL import Image
+
+    name = slide_id(bag)
+    folders = [base / kind for base in (bag.parent, bag.parent.parent) for kind in ("thumbnails", "masks")]
+    for path in (folder / f"{name}{suffix}" for folder in [*folders, bag.parent] for suffix in (".png", ".jpg")):
+        if path.is_file():
+            with Image.open(path) as picture:
+                return np.asarray(picture.convert("RGB"))
+    return None
 
 
 def _chosen(data: BagSet) -> list[int]:

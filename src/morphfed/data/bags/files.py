@@ -216,7 +216,7 @@ class _H5Bag(OpenBag):
         attributes = {key: _attribute(value) for key, value in self._data.attrs.items()}
         there = COORDS in file
         geometry = {key: _attribute(value) for key, value in file[COORDS].attrs.items()} if there else {}
-        self.facts = BagFacts(instances, dim, str(self._data.dtype), attributes.get("encoder"), there, geometry)
+        self.facts = BagFacts(instances, dim, str(self._data.dtype), _encoder(attributes), there, geometry)
 
     def slice(self, start: int, stop: int) -> Floats:
         found = np.empty((stop - start, self.facts.dim or 0), dtype=np.float32)
@@ -269,6 +269,12 @@ def _library(path: Path) -> Any:
             f"{path} needs the library h5py, which is not installed.", fix="pip install 'morphfed[slides]'."
         ) from cause
     return h5py
+
+
+def _encoder(attributes: Mapping[str, Any]) -> str | None:
+    """The encoder's name, with the fingerprint of its weights where ``morphfed slides embed`` wrote one."""
+    name, weights = attributes.get("encoder"), attributes.get("encoder_weights")
+    return None if name is None else f"{name} {str(weights)[:8]}" if weights is not None else str(name)
 
 
 def _attribute(value: Any) -> Any:

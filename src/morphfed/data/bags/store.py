@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,6 +56,11 @@ def read_at(place: Path, rows: NDArray[np.int64] | None = None) -> Floats:
 def coords_at(place: Path) -> NDArray[np.int64] | None:
     """Positions of the instances of the bag at a place, ``(N, 2)``; None where they are not known."""
     return None if sets.BETWEEN in place.name else files.read_coords(place)
+
+
+def geometry_at(place: Path) -> Mapping[str, Any]:
+    """Attributes of the coordinates of the bag at a place, such as ``patch_size_level0``; {} where there are none."""
+    return {} if sets.BETWEEN in place.name else files.facts_of(place).geometry
 
 
 def names_at(place: Path) -> list[str] | None:
