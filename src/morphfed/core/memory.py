@@ -1,7 +1,7 @@
 """Memory that a process keeps for itself between training steps.
 
-A training step asks for the same few dozen megabytes again and again. By default the GNU C library may give large blocks
-back to the system when they are freed, and the next step pays for every page anew: up to a fifth of a small network's
+A training step asks for the same few dozen megabytes again and again. By default the GNU C library may return large
+blocks to the system when they are freed, and the next step pays for every page anew: up to a fifth of a small network's
 step (docs/performance.md). CUDA has a caching allocator of its own and is not concerned.
 """
 
