@@ -101,7 +101,10 @@ def _note(config: AlgorithmConfig, sites: int) -> str:
 
 
 def _unfit(config: AlgorithmConfig, task: str) -> str:
-    return unfit(config, task) if cast("PrrConfig", config).transfer else ""
+    keys = cast("PrrConfig", config)
+    if task == "mil" and keys.loss == "cpa":
+        return "loss = 'cpa' compares mean features of classes, one vector an image; bags take loss = 'task'"
+    return unfit(config, task) if keys.transfer else ""
 
 
 _OF_MASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
