@@ -24,6 +24,7 @@ from _engine import large_model, small_model, travelling
 from _memory import forget_peak, peak, resident
 from _rivals import SCRIPTS, environment, variables
 from _table import NotMeasuredError, Options, Row, alternate, ratios, run, spread
+from morphfed.algorithms.base import Outlook
 from morphfed.algorithms.mean import Averaging
 from morphfed.algorithms.order import coordinate_median, over_names
 from morphfed.algorithms.prr.fourier import Pfa, PfaConfig
@@ -73,7 +74,7 @@ def fourier(layout: Layout, phase: Literal["private", "arithmetic", "complex"]) 
 
     def rule(models: list[Tensors]) -> Tensors:
         half = Pfa(models[0], layout, config)
-        half.plan(10)
+        half.plan(Outlook(10))
         half.begin_round(5, [str(k) for k in range(len(models))])
         for number, model in enumerate(models):
             half.fold(Upload(str(number), 5, model, 1.0))
