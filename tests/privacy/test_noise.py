@@ -60,7 +60,7 @@ def test_calibrated_noise_has_the_spread_multiplier_times_clip(scale: float) -> 
     factor = min(1.0, 0.5 / total)
     for name in ("w", "control/w"):
         change = up[name] - down[name] if name in down else up[name]
-        kept = factor * change + (down[name] if name in down else 0.0)
+        kept = factor * change + down.get(name, 0.0)
         drawn = found[name] - kept
         assert drawn.std().item() == pytest.approx(1.5, rel=0.02)
         assert abs(drawn.mean().item()) < 4 * 1.5 / N

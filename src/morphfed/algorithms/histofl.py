@@ -3,8 +3,8 @@
 Lu, Chen, Kong, Lipkova, Singh, Williamson, Chen, Mahmood: Federated learning for computational pathology on gigapixel
 whole slide images. Medical Image Analysis 76:102298, 2022. Tensor by tensor, with ``ξ_k ~ N(0, std(W_k)² I)``:
 
-* ``noise = "unweighted"``, as in the authors' code: ``W ← Σ_k (w_k W_k + α ξ_k)``. The weight does not act on the noise,
-  whose standard deviation is ``α √(Σ_k std_k²)``: with K sites alike ``α √K std``. The coordinator adds it, so it
+* ``noise = "unweighted"``, as in the authors' code: ``W ← Σ_k (w_k W_k + α ξ_k)``. The weight does not act on it: the
+  standard deviation is ``α √(Σ_k std_k²)``, with K sites alike ``α √K std``. The coordinator adds it, so it
   protects nobody from the coordinator.
 * ``noise = "weighted"``: ``W ← Σ_k w_k (W_k + α ξ_k)``, standard deviation ``α √(Σ_k w_k² std_k²)``, K times less for
   equal weights. Each site adds its noise to what it uploads.

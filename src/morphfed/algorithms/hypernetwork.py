@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -204,11 +204,12 @@ class Generating(CoordinatorHalf):
             drawn = torch.randn(width, generator=torch_stream(outlook.seed, "embedding", site), dtype=wide)
             self._embeddings[site] = nn.Parameter(drawn.to(first.device))
         self._made = {}
+        groups: list[dict[str, Any]] = [
+            {"params": list(self._phi.parameters())},
+            {"params": list(self._embeddings.values()), "lr": keys.embed_lr or keys.lr},
+        ]
         self._optimiser = torch.optim.SGD(
-            [
-                {"params": list(self._phi.parameters())},
-                {"params": list(self._embeddings.values()), "lr": keys.embed_lr or keys.lr},
-            ],
+            groups,
             lr=keys.lr,
             momentum=keys.momentum,
             weight_decay=keys.weight_decay,
@@ -288,9 +289,7 @@ class Generating(CoordinatorHalf):
         self._turns[upload.site] = (by_embedding, weight)
         if not new:
             self._sum.add(by_phi, weight)
-            if self._averaged:
-                rest = {name: upload.tensors[name] for name in self._averaged}
-                self._rest.fold(replace(upload, tensors=rest))
+            self._rest.fold(replace(upload, tensors={name: upload.tensors[name] for name in self._averaged}))
 
     def gradient(self, site: str, trained: Tensors, *, embedding_only: bool = False) -> tuple[Tensors, Tensor]:
         """``(∂θ_k / ∂φ)ᵀ Δ_k`` by parameter, {} if only the embedding's is wanted, and ``(∂θ_k / ∂v_k)ᵀ Δ_k``.
@@ -388,9 +387,9 @@ def _note(config: AlgorithmConfig, sites: int) -> str:
         "(lr × sites / (1 − momentum)); below about 0.3 it needs more rounds than FedAvg"
     )
     if keys.newcomers:
+        last = f"{keys.newcomer_rounds} rounds" if keys.newcomer_rounds > 1 else "round"
         text += (
-            f"; {', '.join(keys.newcomers)} fitted an embedding only, in the last {keys.newcomer_rounds} rounds, in "
-            "which all else stood still"
+            f"; {', '.join(keys.newcomers)} fitted an embedding only, in the last {last}, while all else stood still"
         )
     return text
 

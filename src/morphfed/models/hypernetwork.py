@@ -42,7 +42,7 @@ class Trunk(nn.Module):
     def __init__(self, embedding: int, hidden: int, layers: int) -> None:
         super().__init__()
         widths = [embedding, *[hidden] * (layers + 1)]
-        self.layers = nn.ModuleList(nn.utils.skip_init(nn.Linear, a, b) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(a, b, device="meta").to_empty(device="cpu") for a, b in pairwise(widths))
 
     def draw(self, generator: torch.Generator) -> None:
         """Fresh weights: normal, variance 1 / E before the first layer and 2 / H after each ReLU; biases as torch's."""
@@ -54,9 +54,9 @@ class Trunk(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """The last layer has no ReLU after it."""
-        z = self.layers[0](embedding)
-        for layer in self.layers[1:]:
-            z = layer(torch.relu(z))
+        z = embedding
+        for i, layer in enumerate(self.layers):
+            z = layer(torch.relu(z) if i else z)
         return z / math.sqrt(z.shape[-1])
 
 
@@ -105,8 +105,8 @@ class FullHead(Head):
 class LowRankHead(Head):
     """``A_t(z) B_t(z)``, A ``(O, r)`` and B ``(r, I)``, for each target t read as a matrix ``(O, I)``.
 
-    ``A_t(z)`` is linear in z and starts at 0; ``B_t(z)`` is affine and starts at random rows of length about 1. A target
-    for which two factors would take more parameters (a vector, a narrow matrix) has a full head.
+    ``A_t(z)`` is linear in z and starts at 0; ``B_t(z)`` is affine and starts at random rows of length about 1. A
+    target for which two factors would take more parameters (a vector, a narrow matrix) has a full head.
 
     Args:
         shapes, hidden: see :class:`Head`.
@@ -175,7 +175,7 @@ class ChunkedHead(Head):
         rows = torch.cat([embedding.expand(self.count, -1), self.embeddings], dim=1)
         flat = (trunk(rows) @ self.weight.T / math.sqrt(self.count)).view(-1)
         sizes = [shape.numel() for shape in self.shapes]
-        pieces = flat[: sum(sizes)].split(sizes)
+        pieces = torch.split(flat[: sum(sizes)], sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
 

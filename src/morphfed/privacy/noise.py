@@ -159,7 +159,7 @@ class Noise:
     def describe(self, rounds: int) -> dict[str, Any]:
         """For the ledger and ``unit.json``: what was added, and what ``rounds`` uploads of a site have spent."""
         if self.config.kind == "as_published":
-            told = {"alpha": self.config.alpha, "biases": self.config.biases}
+            told: dict[str, Any] = {"alpha": self.config.alpha, "biases": self.config.biases}
         else:
             clip, std = self._calibrated()
             told = {"clip": clip, "std": std, "unit": "site", "delta": self.config.delta}

@@ -78,6 +78,7 @@ def build(results: Results) -> list[Section]:
         left_out,
         methods,
         mistakes,
+        noise,
         options,
         outcome,
         structures,
@@ -93,6 +94,7 @@ def build(results: Results) -> list[Section]:
         communication.communication,
         left_out.fold_list,
         data.data,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
@@ -106,6 +108,7 @@ def build(results: Results) -> list[Section]:
         structures.overlays,
         options.options,
         data.data,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
@@ -123,6 +126,7 @@ def build(results: Results) -> list[Section]:
         options.options,
         data.data,
         mistakes.mistakes,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
