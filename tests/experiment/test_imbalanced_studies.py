@@ -16,8 +16,8 @@ PIECES = ("pfa", "pfa-det", "prr-complex")
 def test_arms_differ_in_their_algorithm_alone(name: str) -> None:
     study, arms = load_study(EXAMPLES / f"{name}.toml")
     assert len(study.training_sites) == len(study.sites) == 4
-    wanted = {"local", "centralised", "fedavg", "fedprox", "fedbn", "ditto", "fedrep", "scaffold", *PIECES}
-    assert wanted | {"pfa-2022", "prr-2021", "prr"} == set(arms)
+    wanted = {"local", "centralised", "fedavg", "fedprox", "ditto", "fedrep", "scaffold", *PIECES}
+    assert wanted | {"pfa-private", "pfa-2022", "prr-2021", "prr"} == set(arms)
     for arm in arms.values():
         assert (arm.model, arm.train, arm.federation) == (study.model, study.train, study.federation)
         assert getattr(arm.config, "weighting", "uniform") == "uniform" or arm.algorithm.kind == "baseline"
@@ -32,3 +32,12 @@ def test_arms_differ_in_their_algorithm_alone(name: str) -> None:
 def test_both_studies_have_the_same_arms() -> None:
     one, two = (load_study(EXAMPLES / f"{name}.toml")[1] for name in ("four-labs-imbalanced", "dirichlet-blood"))
     assert {k: a.config for k, a in one.items()} == {k: a.config for k, a in two.items()}
+
+
+def test_the_study_of_norms_is_the_dealt_out_one_with_another_network() -> None:
+    one, ours = load_study(EXAMPLES / "dirichlet-blood.toml")
+    two, arms = load_study(EXAMPLES / "dirichlet-norms.toml")
+    assert (one.sites, one.data, one.train, one.federation) == (two.sites, two.data, two.train, two.federation)
+    assert one.model != two.model
+    assert set(arms) - set(ours) == {"fedbn"}
+    assert all(arms[name].config == ours[name].config for name in set(arms) & set(ours))

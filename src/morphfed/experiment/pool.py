@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from morphfed.core.errors import MorphfedError, StorageError
+from morphfed.core.memory import keep_freed_memory
 from morphfed.core.progress import Event, Reporter
 from morphfed.experiment.devices import Place, deal, devices_of, sharing
 from morphfed.experiment.resolve import Resolved
@@ -164,6 +165,7 @@ def _start_worker(events: Queue[Event | None], dealt: SimpleQueue[str], shared: 
     global _events, _place
     _events, _place = events, (dealt.get(), shared)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    keep_freed_memory()
     import torch
 
     torch.set_num_threads(threads)

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from morphfed.core.errors import ConfigError, MorphfedError, StorageError
 from morphfed.core.files import read_json, sha256_text, storage_error, write_bytes, write_json
+from morphfed.core.memory import keep_freed_memory
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.experiment.assemble import data_root
 from morphfed.experiment.compiling import decide
@@ -79,6 +80,7 @@ def run_study(study_file: Path, options: Options, *, report: Reporter = silent) 
         MorphfedError: anything that a user can mend; what was finished before stays.
     """
     started = time.perf_counter()
+    keep_freed_memory()
     study, arms = load_study(study_file, options.overrides)
     run = options.run or options.runs / study.name
     with _locked(run):
