@@ -146,7 +146,7 @@ def test_epsilon_agrees_with_the_privacy_loss_distribution() -> None:
     assert accountant.get_epsilon(1e-5) == pytest.approx(epsilon(4.0, 20, 1e-5), abs=2e-3)
 
 
-@pytest.mark.parametrize("multiplier", [1e-3, 1e6])
+@pytest.mark.parametrize("multiplier", [1e-3, 1e3])
 def test_epsilon_of_hardly_any_and_of_very_much_noise_is_a_number(multiplier: float) -> None:
     assert 0.0 <= epsilon(multiplier, 1000, 1e-5) < 1e12
 

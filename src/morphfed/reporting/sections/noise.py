@@ -54,8 +54,8 @@ def _table(found: Mapping[Model, Mapping[str, Any]]) -> Table:
     ]
     head = [Cell("Arm"), *(Cell(h, words=True) for h in ("Noise", "Added", "Standard deviation")), Cell("ε")]
     note = (
-        "ε: of one site that sent an upload in every round, of all its rounds together; the largest over seeds. Each seed's training is an account of its own: who sees the uploads of "
-        "several must add them."
+        "ε: of one site that sent an upload in every round, of all its rounds together; the largest over seeds. Each "
+        "seed's training is an account of its own: who sees the uploads of several must add them."
     )
     return Table("noise", "Noise that each arm added to what travelled, and what it guarantees.", head, rows, note)
 
