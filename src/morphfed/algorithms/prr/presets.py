@@ -130,8 +130,10 @@ def _preset(name: str, title: str, paper: str, config: type[PrrConfig]) -> Algor
         ),
         travels=travels,
         uploads=_uploads,
-        newcomer="the mean (median) of the deputies; where norms stay, with those that training started from and "
-        "running statistics re-estimated on the newcomer's own unlabelled images",
+        newcomer=lambda config: (
+            "the mean (median) of the deputies; where norms stay, with those that training started from and "
+            "running statistics re-estimated on the newcomer's own unlabelled images"
+        ),
         passes=_passes,
         note=_note,
         unfit=_unfit,
