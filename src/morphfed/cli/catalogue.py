@@ -12,11 +12,11 @@ def list_(kind: Kind, filter: str = "*", /) -> int:
     """List what there is.
 
     Args:
-        kind: algorithms, models, heads, sources or classes.
+        kind: algorithms, models, heads (of bags), sources or classes.
         filter: for models, a pattern such as 'resnet*'; 'torchvision' lists torchvision's.
     """
-    shown = {"algorithms": _algorithms, "heads": _heads, "sources": _sources, "classes": _classes}
-    shown.get(kind, lambda: _models(filter))()
+    how = {"algorithms": _algorithms, "heads": _heads, "sources": _sources, "classes": _classes}
+    how.get(kind, lambda: _models(filter))()
     return 0
 
 
@@ -60,9 +60,9 @@ def _models(pattern: str) -> None:
 def _heads() -> None:
     from morphfed.models.mil import HEADS
 
-    rows = [[n, h.title, h.equation, "yes" if h.order_matters else "no", h.paper] for n, h in HEADS.items()]
-    _table("multiple-instance heads", ["name", "what", "equation", "order matters", "paper"], rows)
-    sys.stdout.write("next: morphfed show NAME\n")
+    rows = [[f"mil/{n}", h.title, h.equation, ", ".join(h.Config.model_fields), h.paper] for n, h in HEADS.items()]
+    _table("heads of bags", ["model.name", "what", "logits", "model.options", "paper"], rows)
+    sys.stdout.write("next: morphfed show mil/NAME\n")
 
 
 def _sources() -> None:
@@ -102,8 +102,8 @@ def show(name: str, /) -> int:
 
     if name in ALGORITHMS.names():
         _show_algorithm(ALGORITHMS[name])
-    elif name in HEADS.names():
-        _show_head(name)
+    elif name.removeprefix("mil/") in HEADS.names():
+        _show_head(name.removeprefix("mil/"))
     elif name in SOURCES.names():
         _show_source(name)
     elif name in load_ontology().nodes:
