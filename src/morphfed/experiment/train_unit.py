@@ -184,10 +184,14 @@ def _sites(
 
     folder.mkdir(parents=True, exist_ok=True)
     sets = {name: prepared.sets[name] for name in unit.trained_on}
+    task = study_task(study)
     if unit.pooled:
         joined = pool([parts["train"] for parts in sets.values()])
-        return [site(POOLED, joined, {name: parts["validation"] for name, parts in sets.items()})]
-    return [site(name, parts["train"], {name: parts["validation"]}) for name, parts in sets.items()]
+        validation_sets = {name: parts["validation"] for name, parts in sets.items()}
+        return [site(POOLED, task.training_part(joined, arm), validation_sets)]
+    return [
+        site(name, task.training_part(parts["train"], arm), {name: parts["validation"]}) for name, parts in sets.items()
+    ]
 
 
 def _written(arm: Arm, coding: Coding) -> str:

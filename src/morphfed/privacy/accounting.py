@@ -26,7 +26,7 @@ def epsilon(multiplier: float, releases: int, delta: float) -> float:
 
     R of them tell exactly as much as one with the multiplier ``m / √R`` (Dong, Roth, Su: Gaussian differential
     privacy. J R Stat Soc B 84:3–37, 2022, corollary 2), whose ε has a closed form (Balle, Wang: Improving the
-    Gaussian mechanism. ICML 2018, theorem 8). Everybody takes part every time, so nothing is gained by sampling.
+    Gaussian mechanism. ICML 2018, theorem 8). Everybody takes part every time: sampling gains nothing.
 
     Args:
         multiplier: standard deviation of the noise over the sensitivity, > 0.

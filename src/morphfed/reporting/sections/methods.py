@@ -136,7 +136,10 @@ def _data_sentence(r: Results) -> str:
         finite(_table(r.config, "data").get("field_um")),
         finite(_table(r.config, "data").get("image_size")),
     )
-    if size is not None:
+    if r.task == "mil":
+        alike = " Features were standardised at each site by its own training instances."
+        text += alike if _table(r.config, "data").get("standardise") == "site" else ""
+    elif size is not None:
         crop = (
             f"A square field of {field:g} µm was cut out where the physical scale was known or could be estimated, "
             "and pictures"
@@ -206,11 +209,11 @@ def _split_by(r: Results, split: Mapping[str, Any], shares: str) -> str:
     units = {r.patient_unit(s) for s in r.training}
     if len(units) == 1:
         only = units.pop()
-        by = "image, as no patient ids were known" if only == "image" else only
+        by = f"{only}, as no patient ids were known" if only in ("image", "bag") else only
     else:
         owners = [u for u in ("patient", "lesion") if u in units]
         by = ", else by ".join(f"{u} where {u}s were known" for u in owners) + (
-            ", else by image" if "image" in units else ""
+            ", else by image" if units & {"image", "bag"} else ""
         )
     return f"split by {by} ({shares})"
 
@@ -218,7 +221,7 @@ def _split_by(r: Results, split: Mapping[str, Any], shares: str) -> str:
 def _judging_sentence(r: Results) -> str:
     units = {r.patient_unit(s) for s in r.all_sites}
     unit = ", else ".join(f"{u}s where known" for u in ("patient", "lesion") if u in units) + (
-        ", else images" if "image" in units else ""
+        ", else images" if units & {"image", "bag"} else ""
     )
     unit = unit if len(units) > 1 else f"{units.pop()}s"
     resamples = {c.resamples for c in r.comparisons if c.resamples} or {
