@@ -23,6 +23,7 @@ from _engine import large_model, small_model, travelling
 from _memory import forget_peak, peak, resident
 from _rivals import SCRIPTS, environment, variables
 from _table import NotMeasuredError, Options, Row, alternate, ratios, run, spread
+from morphfed.algorithms.base import Outlook
 from morphfed.algorithms.mean import Averaging
 from morphfed.algorithms.order import coordinate_median, over_names
 from morphfed.algorithms.prr.fourier import Pfa, PfaConfig
@@ -75,7 +76,7 @@ class Fourier:
 
     def __init__(self, initial: Tensors, layout: Layout, phase: Phase) -> None:
         self._half = Pfa(initial, layout, PfaConfig(phase=phase))
-        self._half.plan(10)
+        self._half.plan(Outlook(10))
 
     def __call__(self, models: list[Tensors]) -> Tensors:
         sites = [f"site{number}" for number in range(len(models))]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from morphfed.algorithms.base import ALGORITHMS
+from morphfed.algorithms.base import ALGORITHMS, Outlook
 from morphfed.algorithms.prr.fourier import Pfa, PfaConfig, share_of_sides
 from morphfed.algorithms.prr.spectrum import band_weights, matrix, plane, share_band, shared_band, weight_of
 from morphfed.core.types import Tensors, Upload
@@ -213,7 +213,7 @@ def coordinator(**keys: Any) -> tuple[Pfa, tuple[str, ...]]:
     config, layout = PfaConfig(**keys), layout_of(model)
     names = ALGORITHMS["pfa"].travels(config, layout)
     half = Pfa({n: model.state_dict()[n] for n in names}, layout, config)
-    half.plan(10)
+    half.plan(Outlook(10))
     return half, names
 
 
@@ -275,7 +275,7 @@ def test_weights_by_images() -> None:
 
 def test_the_rounds_must_be_known() -> None:
     half, names = coordinator()
-    half.plan(0)
+    half.plan(Outlook(0))
     with pytest.raises(RuntimeError, match="plan"):
         one_round(half, 1, {"a": uploads_of(names, 1)[0]})
 

@@ -164,6 +164,6 @@ ALGORITHMS.register("moon")(
             cost="1 × local training and two more forward passes a step, from the second round on",
         ),
         travels=_travels,
-        tasks=frozenset({"classification"}),  # z is one vector an image, which a network that draws masks has not
+        tasks=frozenset({"classification"}),  # z is one vector an image: masks have none, heads of bags one an instance
     )
 )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from typing import Any, Literal
 
-Kind = Literal["algorithms", "models", "sources", "classes"]
+Kind = Literal["algorithms", "models", "heads", "sources", "classes"]
 
 
 def list_(kind: Kind, filter: str = "*", /) -> int:
     """List what there is.
 
     Args:
-        kind: algorithms, models, sources or classes.
+        kind: algorithms, models, heads (of bags), sources or classes.
         filter: for models, a pattern such as 'resnet*'; 'torchvision' lists torchvision's.
     """
-    {"algorithms": _algorithms, "models": lambda: _models(filter), "sources": _sources, "classes": _classes}[kind]()
+    how = {"algorithms": _algorithms, "heads": _heads, "sources": _sources, "classes": _classes}
+    how.get(kind, lambda: _models(filter))()
     return 0
 
 
@@ -54,6 +55,13 @@ def _models(pattern: str) -> None:
         names = timm.list_models(pattern)
     for name in names:
         sys.stdout.write(f"{name}\n")
+
+
+def _heads() -> None:
+    from morphfed.models.mil import HEADS
+
+    rows = [[f"mil/{n}", h.title, h.equation, ", ".join(h.Config.model_fields), h.paper] for n, h in HEADS.items()]
+    _table("heads of bags", ["model.name", "what", "logits", "model.options", "paper"], rows)
 
 
 def _sources() -> None:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from pydantic import Field
 
-from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, CoordinatorHalf, Facts
+from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, CoordinatorHalf, Facts, Outlook
 from morphfed.algorithms.fedavg import PlainSite
 from morphfed.algorithms.mean import RunningMean, Weighting
 from morphfed.algorithms.prr.spectrum import Phase, plane, share_band, unfolded, weight_of
@@ -113,9 +113,9 @@ class Pfa(CoordinatorHalf):
         self._before: Tensors = {}
         self._mean = RunningMean()
 
-    def plan(self, rounds: int) -> None:
+    def plan(self, outlook: Outlook) -> None:
         """R, over which the band grows."""
-        self._rounds = rounds
+        self._rounds = outlook.rounds
 
     def download(self, site: str) -> Tensors:
         """The shared band and the site's own high frequencies; before its first upload the initial model."""
@@ -258,6 +258,6 @@ ALGORITHMS.register("pfa")(
             cost="1 × local training; at the coordinator two Fourier transforms of each model",
         ),
         travels=travels,
-        newcomer=NEWCOMER,
+        newcomer=lambda config: NEWCOMER,
     )
 )

@@ -101,7 +101,10 @@ def _note(config: AlgorithmConfig, sites: int) -> str:
 
 
 def _unfit(config: AlgorithmConfig, task: str) -> str:
-    return unfit(config, task) if cast("PrrConfig", config).transfer else ""
+    keys = cast("PrrConfig", config)
+    if task == "mil" and keys.loss == "cpa":
+        return "loss = 'cpa' compares mean features of classes, one vector an image; bags take loss = 'task'"
+    return unfit(config, task) if keys.transfer else ""
 
 
 _OF_MASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -127,8 +130,10 @@ def _preset(name: str, title: str, paper: str, config: type[PrrConfig]) -> Algor
         ),
         travels=travels,
         uploads=_uploads,
-        newcomer="the mean (median) of the deputies; where norms stay, with those that training started from and "
-        "running statistics re-estimated on the newcomer's own unlabelled images",
+        newcomer=lambda config: (
+            "the mean (median) of the deputies; where norms stay, with those that training started from and "
+            "running statistics re-estimated on the newcomer's own unlabelled images"
+        ),
         passes=_passes,
         note=_note,
         unfit=_unfit,

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from morphfed.algorithms.base import AlgorithmConfig, CoordinatorHalf, SiteWork, Specs
+from morphfed.algorithms.base import AlgorithmConfig, CoordinatorHalf, Outlook, SiteWork, Specs
 from morphfed.algorithms.fedper import need_head
 from morphfed.algorithms.moon import Features
 from morphfed.algorithms.prr.objective import Aim, Objective
@@ -186,9 +186,9 @@ class PrototypeExchange(CoordinatorHalf):
         wide = torch.zeros_like(self._common[MEAN], dtype=torch.float64)
         return wide, wide.clone(), torch.zeros_like(self._common[SITES], dtype=torch.float64)
 
-    def plan(self, rounds: int) -> None:
+    def plan(self, outlook: Outlook) -> None:
         """Pass it on."""
-        self._rule.plan(rounds)
+        self._rule.plan(outlook)
 
     def download(self, site: str) -> Tensors:
         """The rule's download, and the common prototypes of the round before."""
