@@ -101,8 +101,8 @@ def share_band(
 ) -> Iterator[Tensor]:
     """Give every model the common low frequencies; the high ones stay its own.
 
-    Models are looked at one at a time, in their order, so that what a step works on stays in the processor's cache and
-    its memory is used again; all phases but ``complex`` look at each twice, and hold the spectra of all.
+    Models are looked at one at a time, in their order, so that a step uses the memory of the one before again; all
+    phases but ``complex`` look at each twice, and hold the spectra of all.
 
     Args:
         models: K real tensors ``(…, n)`` or ``(…, rows, columns)``, which are not changed. They may be made as they
@@ -197,7 +197,7 @@ class _Target:
         self._common = parts.sgn_().mul_(self._amplitude)
 
     def change(self, spectra: Sequence[Tensor], k: int) -> Tensor:
-        """What model k's coefficients change by, ``spectra[k]`` itself."""
+        """What model k's coefficients would change by if all of them were in the band, in new memory."""
         own = spectra[k]
         if self._common is None:
             return _unit(own).mul_(self._amplitude).sub_(own)
