@@ -17,6 +17,8 @@ from morphfed.core.errors import ConfigError
 from morphfed.core.types import Tensors, Upload
 from morphfed.federation.loop import Outcome, downloads_of
 from morphfed.models.layout import Layout
+from morphfed.models.mil import HEADS as HEADS_OF_BAGS
+from morphfed.models.mil import part_keys
 
 Make = Callable[..., Any]
 HEADS = ["full", "chunked", "low-rank"]
@@ -267,6 +269,19 @@ def test_a_network_without_attention_or_known_classifier_is_refused() -> None:
         p.requires_grad_(name in HEAD)
     with pytest.raises(ConfigError, match="nothing of generate = 'body' is trained here"):
         generated(HypernetworkConfig(generate="body"), Layout.of(net, head=HEAD))
+
+
+def test_attention_and_classifier_of_a_network_for_bags() -> None:
+    """263,939 of the 788,739 weights of gated attention; pooling by the mean has no attention."""
+    config = HypernetworkConfig(generate="attention+classifier")
+    with torch.device("meta"):
+        gated, mean = (HEADS_OF_BAGS[name](1024, 2, HEADS_OF_BAGS[name].Config()) for name in ("gated_abmil", "mean"))
+    made = generated(config, Layout.of(gated, head=part_keys(gated, "classifier")))
+    assert {name.split(".")[0] for name in made} == {"attention", "classifier"}
+    assert sum(p.numel() for p in gated.parameters()) == 788_739
+    assert sum(p.numel() for name, p in gated.named_parameters() if name in made) == 263_939
+    with pytest.raises(ConfigError, match="no attention over instances"):
+        generated(config, Layout.of(mean, head=part_keys(mean, "classifier")))
 
 
 def test_a_hyper_network_that_is_too_large_is_refused_before_it_is_built() -> None:

@@ -48,7 +48,7 @@ class Layout:
         Args:
             model: the network, with what is not trained frozen.
             head: its classifier's (``models.backbone.Backbone.head``).
-            attention: those of its attention over the instances of a bag.
+            attention: those of its attention over the instances of a bag, beside what MIL heads in it have.
         """
         state = model.state_dict()
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -64,7 +64,7 @@ class Layout:
             norms=norm_keys(model) & frozenset(order),
             head=frozenset(head) & frozenset(order),
             matrices=_matrix_keys(model) & frozenset(order),
-            attention=frozenset(attention) & frozenset(order),
+            attention=(frozenset(attention) | _attention_keys(model)) & frozenset(order),
         )
 
     def without(self, keys: Iterable[str]) -> tuple[str, ...]:
@@ -79,6 +79,13 @@ def _matrix_keys(model: nn.Module) -> frozenset[str]:
     kinds = (Conv1d, Conv2d, Conv3d, Linear)
     found = (name for name, module in model.named_modules() if isinstance(module, kinds))
     return frozenset(f"{name}.weight" if name else "weight" for name in found)
+
+
+def _attention_keys(model: nn.Module) -> frozenset[str]:
+    from morphfed.models.mil.base import MilHead, part_keys
+
+    heads = ((name, module) for name, module in model.named_modules() if isinstance(module, MilHead))
+    return frozenset(f"{name}.{key}" if name else key for name, m in heads for key in part_keys(m, "attention"))
 
 
 def head_module(model: nn.Module, layout: Layout) -> nn.Module:
