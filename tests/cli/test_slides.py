@@ -43,6 +43,16 @@ def test_from_drawing_to_features(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert [row["status"] for row in csv.DictReader(file)].count("failed") == 1
 
 
+def test_heads_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["list", "heads"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("abmil", "clam_sb", "dsmil", "gated_abmil", "max", "mean", "transmil"))
+    assert call(["show", "gated_abmil"]) == 0
+    said = capsys.readouterr().out
+    assert "788,739 (embedding 524,800, attention 262,913, classifier 1,026)" in said
+    assert "attention = 256    # L, width" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

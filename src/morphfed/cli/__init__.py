@@ -29,7 +29,7 @@ app.command("morphfed.cli.plan:run", name="plan", help="Show what a study would 
 app.command("morphfed.cli.run:run", name="run", help="Run or resume a study; ends with a report.")
 app.command("morphfed.cli.report:run", name="report", help="Write the report of a run again.")
 app.command("morphfed.cli.catalogue:list_", name="list", help="List algorithms, models, heads, sources or classes.")
-app.command("morphfed.cli.catalogue:show", name="show", help="Explain one algorithm, model, source or class.")
+app.command("morphfed.cli.catalogue:show", name="show", help="Explain one algorithm, model, head, source or class.")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -110,6 +110,7 @@ def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | No
     initial = {name: state[name] for name in arm.travelling(layout)}
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(t) for name, t in initial.items()})
     coding = arm.coding(layout, uploads, seed=0)
+    noise = arm.noise(layout, uploads, seed=0) if arm.algorithm.kind == "federated" else None
     download = coding.send({"": arm.algorithm.coordinator(arm.config, initial, layout).download("")})[""]
     cut = cut_before_classifier(backbone, image_size=size) if wants_features(arm) else None
     found: dict[str, Any] = {
@@ -121,6 +122,7 @@ def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | No
         "step_seconds": None,
         "feature_seconds": None,
         "precision": arm.train.precision,
+        "noise": noise.describe(arm.federation.rounds) if noise else None,
     }
     return found | _timing(resolved, arm, backbone, cut, timed, bag) if timed is not None else found
 
@@ -231,6 +233,7 @@ def _unit(
         "megabytes_per_round": traffic,
         "upload": arm.federation.upload.code if unit.moves else None,
         "download": arm.federation.download if unit.moves else None,
+        "noise": network["noise"] if unit.moves else None,
         "precision": network["precision"],
         "seconds": seconds,
     }
@@ -300,6 +303,8 @@ def _parameters(unit: Mapping[str, Any]) -> str:
 def _coded(unit: Mapping[str, Any]) -> str:
     said = [f"{way} {unit[key]}" for key, way in (("upload", "up"), ("download", "down"))]
     said = [text for text in said if not text.endswith(("fp32", "None"))]
+    if noise := unit.get("noise"):
+        said.append("noise " + ("without ε" if noise["epsilon"] is None else f"ε {noise['epsilon']:.3g} in all"))
     return f" ({', '.join(said)})" if said else ""
 
 

@@ -18,6 +18,8 @@ from morphfed.federation.loop import FederationConfig
 from morphfed.models.backbone import ModelConfig
 from morphfed.models.layout import Layout
 from morphfed.models.tuning import refuse_nonsense
+from morphfed.privacy.accounting import need_accounting
+from morphfed.privacy.noise import Noise
 from morphfed.training.config import TrainConfig
 
 TaskName = Literal["classification", "segmentation", "mil"]
@@ -266,6 +268,33 @@ class Arm:
             seed=seed,
         )
 
+    def noise(self, layout: Layout, uploads: Specs, *, seed: int) -> Noise | None:
+        """What this arm's sites add to their uploads; None: nothing.
+
+        Args:
+            layout: of the network.
+            uploads: what an upload of the algorithm holds, uncoded.
+            seed: of the draws.
+
+        Raises:
+            ConfigError: calibrated noise would leave a tensor of the upload without any.
+        """
+        keys = self.federation.noise
+        if keys.kind == "none":
+            return None
+        weights, changes = layout.parameters.intersection(self.travelling(layout)), self.algorithm.changes(uploads)
+        clean = [name for name in uploads if name not in weights | changes]
+        if keys.kind == "calibrated" and clean:
+            statistics = [name for name in clean if name in layout.statistics]
+            raise ConfigError(
+                f"arms.{self.name}: federation.noise.kind = 'calibrated' needs every tensor of an upload to be a "
+                f"change of weights, but {len(clean)} are not ({', '.join(clean[:3])}), so that no ε would hold.",
+                fix="set model.norm = 'group' or 'local', so that no running statistics travel."
+                if statistics == clean
+                else f"'{self.algorithm.name}' sends more than weights: choose another algorithm, or 'as_published'.",
+            )
+        return Noise(keys, weights=weights, changes=changes, seed=seed)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
         return {
@@ -351,6 +380,8 @@ def resolve_arm(study: Study, name: str, *, where: str) -> Arm:
     own = {**algorithm.defaults.get(study.task, {}), **own}
     config = validate(algorithm.config, own, where=f"{where}: arms.{name}")
     refuse_nonsense(tables["model"], where=f"{where}: arms.{name}")
+    if tables["federation"].noise.kind == "calibrated" and algorithm.kind == "federated":
+        need_accounting()
     return Arm(name, algorithm, config, **tables)
 
 

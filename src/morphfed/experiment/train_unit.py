@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from morphfed.algorithms.base import GLOBAL_MODEL
 from morphfed.core.files import read_json, sha256_file, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.seeding import derive
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from morphfed.algorithms.base import SiteHalf
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.study import Arm, Study
+    from morphfed.privacy.noise import Noise
 
 DONE = "unit.json"
 _NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
@@ -105,7 +107,8 @@ def train_unit(
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
     coding = arm.coding(layout, uploads, seed=unit.seed) if unit.moves else Coding.none(uploads)
-    sites = _sites(unit, study, arm, prepared, trainer, workspace, coding, folder)
+    noise = arm.noise(layout, uploads, seed=unit.seed) if unit.moves else None
+    sites = _sites(unit, study, arm, prepared, trainer, workspace, (coding, noise), folder)
     transport = InProcess(sites, report=report, task=unit.key)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(
@@ -116,6 +119,8 @@ def train_unit(
         coding=coding,
         share_counts=_shares_counts(arm),
         moves=unit.moves,
+        noise=noise,
+        seed=unit.seed,
         report=report,
         task=unit.key,
     )
@@ -133,6 +138,7 @@ def train_unit(
         "device": str(device),
         "images_on": images_on,
         **({"compiled": True} if place.compiled else {}),
+        **({"noise": noise.describe(outcome.progress.round)} if noise else {}),
         **settled[0],
     }
     notes = [stored.note] if stored else []
@@ -146,9 +152,10 @@ def _sites(
     prepared: Prepared,
     trainer: Trainer,
     workspace: Workspace,
-    coding: Coding,
+    sending: tuple[Coding, Noise | None],
     folder: Path,
 ) -> list[Site]:
+    coding, noise = sending
     judges_own, validation = study.evaluation.retrogress and unit.moves, study_task(study).task.validation
     declaration = Declaration(
         coding.specs,
@@ -172,6 +179,7 @@ def _sites(
             keep_optimizer=keep,
             judges_own=judges_own,
             coding=coding,
+            noise=noise,
         )
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -256,7 +264,7 @@ def _tested(
     for name in study.sites:
         data = prepared.sets[name]["test"]
         takes_part = name in unit.trained_on or unit.pooled or not unit.moves
-        if not len(data) or not (takes_part or arm.algorithm.newcomer):
+        if not len(data) or not (takes_part or arm.algorithm.newcomer(arm.config)):
             continue
         workspace.load(downloads.get(name, model))
         _load_own(workspace, trainer, data, half, sites.get(name))
@@ -346,9 +354,10 @@ def _finish(
 
 
 def _about_newcomers(arm: Arm, layout: Layout) -> list[str]:
-    if not arm.algorithm.newcomer:
+    newcomer = arm.algorithm.newcomer(arm.config)
+    if not newcomer:
         return [f"{arm.algorithm.title} defines no model for a site that took no part: it has no held-out figures"]
-    said = [f"held-out sites use {arm.algorithm.newcomer}"] if arm.algorithm.newcomer != "the global model" else []
+    said = [f"held-out sites use {newcomer}"] if newcomer != GLOBAL_MODEL else []
     if arm.model.norm == "local" and layout.norms:
         said.append(
             "normalisation is site-local: at held-out sites its statistics were re-estimated on that site's own "

@@ -68,8 +68,12 @@ class EgressGate:
     def __init__(self, site: str, declaration: Declaration, ledger: Path | None) -> None:
         self._site, self._declaration, self._ledger = site, declaration, ledger
 
-    def release(self, upload: Upload) -> Upload:
+    def release(self, upload: Upload, *, noise: Mapping[str, object] | None = None) -> Upload:
         """Return ``upload`` unchanged if all of it is declared.
+
+        Args:
+            upload: what is to leave.
+            noise: what was added to it, in words and numbers, for the ledger; None: nothing.
 
         Raises:
             PrivacyError: something undeclared, of another shape or type, or of another site; nothing has left.
@@ -85,7 +89,7 @@ class EgressGate:
         for name in upload.metrics:
             if name not in self._declaration.metrics:
                 raise self._refusal(f"number '{name}'")
-        self._record(upload)
+        self._record(upload, noise)
         return upload
 
     def release_validation(self, round_number: int, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -147,8 +151,8 @@ class EgressGate:
             fix="declare it in the algorithm's site half if it is meant to travel; otherwise this is a defect.",
         )
 
-    def _record(self, upload: Upload) -> None:
-        entry = {
+    def _record(self, upload: Upload, noise: Mapping[str, object] | None) -> None:
+        entry: dict[str, object] = {
             "round": upload.round,
             "site": upload.site,
             "tensors": len(upload.tensors),
@@ -157,7 +161,7 @@ class EgressGate:
             "metrics": _finite(upload.metrics),
             "purpose": self._declaration.purpose,
         }
-        self._write(entry)
+        self._write(entry if noise is None else entry | {"noise": dict(noise)})
 
     def _write(self, entry: Mapping[str, object]) -> None:
         if self._ledger is None:

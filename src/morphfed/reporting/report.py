@@ -90,6 +90,7 @@ def build(results: Results) -> list[Section]:
         left_out,
         methods,
         mistakes,
+        noise,
         options,
         outcome,
         structures,
@@ -105,6 +106,7 @@ def build(results: Results) -> list[Section]:
         communication.communication,
         left_out.fold_list,
         data.data,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
@@ -118,6 +120,7 @@ def build(results: Results) -> list[Section]:
         structures.overlays,
         options.options,
         data.data,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
@@ -135,6 +138,7 @@ def build(results: Results) -> list[Section]:
         options.options,
         data.data,
         mistakes.mistakes,
+        noise.noise,
         cost.cost,
         methods.methods,
     )

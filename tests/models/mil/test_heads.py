@@ -277,6 +277,20 @@ def test_dropout_is_for_training_only(name: str) -> None:
     assert not torch.equal(head(bag).logits, head(bag).logits)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_can_come_from_elsewhere(name: str) -> None:
+    """A hyper-network hands a head weights that it has made, and wants their gradients back."""
+    head, bag = head_of(name, classes=2), bag_of(12)
+    generated = {key: (1.1 * value).requires_grad_() for key, value in head.state_dict().items()}
+    output = torch.func.functional_call(head, generated, (bag,))
+    assert not torch.equal(output.logits, head(bag).logits)
+    wanted = [generated[key] for part in PARTS for key in part_keys(head, part) if ".instances." not in key]
+    grads = torch.autograd.grad(output.logits.square().sum(), wanted)
+    assert all(grad.isfinite().all() for grad in grads)
+    head.load_state_dict(generated)
+    torch.testing.assert_close(head(bag).logits, output.logits)
+
+
 # Sizes
 
 

@@ -293,7 +293,6 @@ def _check_arm(arm: Arm, where: str, selectable: frozenset[str]) -> None:
         raise ConfigError(
             f"{where}: federation.select = '{arm.federation.select}' is of classes.", fix="choose dice or iou."
         )
-    # Class counts may be shared for a loss that needs them; no loss of masks does yet.
     if arm.train.loss != LossConfig():
         raise ConfigError(
             f"{where}: train.loss is of classes.",

@@ -31,6 +31,10 @@ _PRR_2022 = (
     "Chen Z et al. Personalized retrogress-resilient federated learning toward imbalanced medical data. "
     "IEEE Trans Med Imaging 2022."
 )
+_HISTOFL = (
+    "Lu MY et al. Federated learning for computational pathology on gigapixel whole slide images. Med Image Anal 2022; "
+    "76:102298."
+)
 _WORKS = {
     "fedavg": "McMahan B et al. Communication-efficient learning of deep networks from decentralized data. "
     "AISTATS 2017.",
@@ -46,6 +50,11 @@ _WORKS = {
     "pfa": f"{_PRR_2021} {_PRR_2022}",
     "det": f"{_PRR_2021} {_PRR_2022}",
     "prr": _PRR_2022,
+    "hypernetwork": "Shamsian A et al. Personalized federated learning using hypernetworks. ICML 2021.",
+    "histofl": _HISTOFL,
+    "as_published": _HISTOFL,
+    "calibrated": "Abadi M et al. Deep learning with differential privacy. CCS 2016. McMahan HB et al. Learning "
+    "differentially private recurrent language models. ICLR 2018.",
     "prr-2021": _PRR_2021,
     "qfedavg": "Li T et al. Fair resource allocation in federated learning. ICLR 2020.",
     "retrogress": "Chen Z et al. Personalized retrogress-resilient framework for real-world medical federated "
@@ -238,6 +247,7 @@ def citations(r: Results) -> list[str]:
     used = {str(u.get("algorithm")) for u in r.units} | {m.arm for m in r.arms}
     used |= {part for s in r.sites.values() for part in str(s.get("source")).split("+")}
     used |= {"retrogress"} if r.raw.get("retrogress") else set()
+    used |= {str(noise.get("kind")) for u in r.units if (noise := u.get("noise"))}
     loss = _table(r.config, "train").get("loss")
     if isinstance(loss, Mapping):
         used |= {str(v) for v in loss.values() if isinstance(v, str)}
@@ -246,7 +256,7 @@ def citations(r: Results) -> list[str]:
         upload, _ = transfers(r, model.arm)
         if (arm_cost(r, model).up or 0) > 0 and upload.get("code", "fp32") != "fp32":
             used |= {str(upload["code"])} | ({"error_feedback"} if upload.get("error_feedback") else set())
-    return [*(work for key, work in _WORKS.items() if key in used), *kind_of(r).works]
+    return [*dict.fromkeys(work for key, work in _WORKS.items() if key in used), *kind_of(r).works]
 
 
 def _run_facts(r: Results) -> list[tuple[str, str]]:
