@@ -210,7 +210,7 @@ def test_prototypes_of_pixels_where_a_site_lacks_a_structure(study: Path) -> Non
         (["evaluation.unknown=true"], "evaluation.unknown is about classes"),
         (["evaluation.calibrate=temperature"], "evaluation.calibrate is about classes"),
         (["model.tune=head", "model.weights=a.safetensors"], "model.tune = 'head' is of classifiers"),
-        (["federation.select=macro_f1"], "federation.select = 'macro_f1' is of classes"),
+        (["federation.select=macro_f1"], "federation.select = 'macro_f1' is not of masks"),
         (["train.loss.kind=focal"], "train.loss is of classes"),
         (["data.coarse=parent"], "data.coarse is about classes"),
         (["train.mask_loss={dice=0, cross_entropy=0}"], "at least one weight"),
@@ -226,7 +226,7 @@ def test_classes_want_classifiers(tiny: Path) -> None:
     for overrides, said in (
         (["model.name=unet/resnet10t"], "needs a classifier"),
         (["structures=['a']"], "has classes, no structures"),
-        (["federation.select=dice"], "is of masks"),
+        (["federation.select=dice"], "is not of classes"),
         (["train.mask_loss.dice=0.5"], "train.mask_loss is of masks"),
         (["sites.alder.mask_values={a=1}"], "mask_values is of masks"),
         (["arms={det={metric='dice'}}"], "metric = 'dice' is a score of masks"),

@@ -335,7 +335,7 @@ class Algorithm:
     passes: Callable[[AlgorithmConfig, int], int] = one_training
     note: Callable[[AlgorithmConfig, int], str] = no_note
     counts: Callable[[AlgorithmConfig], bool] = no_counts
-    tasks: frozenset[str] = frozenset({"classification", "segmentation", "mil"})
+    tasks: frozenset[str] = frozenset({"classification", "segmentation", "mil", "survival"})
     unfit: Callable[[AlgorithmConfig, str], str] = fit_for_all
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

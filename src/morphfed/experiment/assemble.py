@@ -67,7 +67,7 @@ def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter, *, ta
 
     path = Path(site.path).expanduser()
     path = path if path.is_absolute() else root / path
-    if task == "mil":
+    if task in ("mil", "survival"):
         from morphfed.experiment.bags import draft_site
 
         return draft_site(name, site, path, report)

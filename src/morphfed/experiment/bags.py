@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,14 @@ from morphfed.data.manifest import Manifest
 from morphfed.experiment.assemble import LeftOut, column, split
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
 
     from morphfed.experiment.study import SiteConfig, Study
 
 _NAMED = 3
+_NO_CLASS = "is not a class of this study"
 
 
 def draft_site(name: str, site: SiteConfig, path: Path, report: Reporter) -> tuple[Manifest, list[str]]:
@@ -47,14 +49,42 @@ def draft_site(name: str, site: SiteConfig, path: Path, report: Reporter) -> tup
     return draft_bags(path, site=name, options=site.options, report=report)
 
 
+@dataclass(frozen=True)
+class Sought:
+    """What a study of bags looks for in the rows of a manifest.
+
+    Attributes:
+        of_rows: a manifest's rows → of each row its class (in survival its fate), or None and why not.
+        fix: what to look at where a site has none.
+    """
+
+    of_rows: Callable[[pd.DataFrame], list[tuple[str | None, str]]]
+    fix: str
+
+
+def classes_sought(study: Study) -> Sought:
+    """Rows whose label is a class of the study."""
+
+    def one(site: str, own: str) -> tuple[str | None, str]:
+        target = class_of(own, study, site)
+        missing = "its row has no label" if own == NO_LABEL else f"label '{own}' {_NO_CLASS}"
+        return target, missing if target is None else ""
+
+    return Sought(
+        lambda rows: [one(site, str(own)) for site, own in zip(rows["site"], rows["source_label"], strict=True)],
+        f"the study's classes ({', '.join(study.classes)}) and data.labels",
+    )
+
+
 def select_bags(
-    manifest: Manifest, study: Study, *, look: bool, report: Reporter = silent
+    manifest: Manifest, study: Study, sought: Sought, *, look: bool, report: Reporter = silent
 ) -> tuple[Manifest, LeftOut, list[str], list[str]]:
-    """Map labels to the study's classes, refuse bags of different encoders, and assign the parts.
+    """Find the bags that are looked for, refuse bags of different encoders, and assign the parts.
 
     Args:
         manifest: all sites.
-        study: classes, labels, held-out sites, shares.
+        study: held-out sites, shares.
+        sought: what is looked for.
         look: read every bag once for numbers that are not finite.
         report: progress.
 
@@ -74,20 +104,17 @@ def select_bags(
     left_out: LeftOut = {site: Counter() for site in study.sites}
     named: dict[tuple[str, str], list[str]] = defaultdict(list)
     classes: list[str | None] = []
-    for site, own, path, problem, bad in zip(
-        frame["site"], frame["source_label"], frame["path"], problems, odd, strict=True
+    for site, own, path, problem, bad, (target, missing) in zip(
+        frame["site"], frame["source_label"], frame["path"], problems, odd, sought.of_rows(frame), strict=True
     ):
-        target = class_of(str(own), study, site)
-        reason = problem or ("features that are not finite" if bad else None)
-        if reason is None and target is None:
-            reason = f"label '{own}' is not a class of this study"
+        reason = problem or ("features that are not finite" if bad else missing)
         classes.append(None if reason else target)
         if reason:
             left_out[site][str(own), reason] += 1
-            if target is not None or own == NO_LABEL:
+            if not missing.endswith(_NO_CLASS):
                 named[site, reason].append(f"{Path(path).name}: {bad} instances" if bad else Path(path).name)
     frame["class"], frame["parent"] = pd.Series(classes, dtype=object), None
-    _refuse_empty(frame, study, left_out)
+    _refuse_empty(frame, study, left_out, sought.fix)
     divided, notes = split(Manifest(frame, manifest.root), study, left_out, look=False, report=report)
     said = [_sentence(site, reason, files) for (site, reason), files in named.items()]
     return divided, left_out, notes, [*said, *_same_slides(frame)]
@@ -151,7 +178,7 @@ def _same_slides(frame: pd.DataFrame) -> list[str]:
     ]
 
 
-def _refuse_empty(frame: pd.DataFrame, study: Study, left_out: LeftOut) -> None:
+def _refuse_empty(frame: pd.DataFrame, study: Study, left_out: LeftOut, fix: str) -> None:
     counts = Counter(frame["site"][frame["class"].notna()])
     for site in study.sites:
         if not counts[site]:
@@ -161,6 +188,5 @@ def _refuse_empty(frame: pd.DataFrame, study: Study, left_out: LeftOut) -> None:
             listed = "; ".join(f"{n} × {reason}" for reason, n in reasons.most_common()) or "it has none"
             raise DataError(
                 f"Site '{site}': no bag can be used ({listed}).",
-                fix=f"check sites.{site}.path and .options, the study's classes ({', '.join(study.classes)}) and "
-                "data.labels; docs/how-to/bags.md says how bags are found.",
+                fix=f"check sites.{site}.path and .options, {fix}; docs/how-to/bags.md says how bags are found.",
             )

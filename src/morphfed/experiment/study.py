@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +24,12 @@ from morphfed.privacy.accounting import need_accounting
 from morphfed.privacy.noise import Noise
 from morphfed.training.config import TrainConfig
 
-TaskName = Literal["classification", "segmentation", "mil"]
+TaskName = Literal["classification", "segmentation", "mil", "survival"]
+
+_BAGS = ("mil", "survival")
+
+_SELECT = {"segmentation": "dice", "survival": "c_index"}
+"""Validation metric that chooses the round where the study names none; of classes the field's own default."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -31,7 +38,7 @@ class SiteConfig(Config):
     """Where one site's images are: a folder that a source adapter reads, or a manifest."""
 
     path: str = Field(
-        description="folder of images, or a .parquet/.csv manifest; with task = 'mil' a folder of bags, a slide table "
+        description="folder of images, or a .parquet/.csv manifest; of bags a folder of them, a slide table "
         "or a CSV set; relative to data.root"
     )
     source: str | None = Field(None, description="source adapter; empty: the one that fits best")
@@ -82,11 +89,24 @@ class DataConfig(Config):
     labels: dict[str, str] = Field(
         default_factory=dict, description="a label = its class, at all sites; with task = 'mil'"
     )
+    time_edges: tuple[float, ...] = Field(
+        (),
+        description="with task = 'survival': months that cut time into bins, rising, one fewer than bins; an event at "
+        "an edge is in the bin that begins there. The same at every site, agreed before training",
+    )
     standardise: Literal["none", "site"] = Field(
         "none",
-        description="with task = 'mil'; site: each feature has mean 0 and spread 1 over the instances of the site's "
+        description="of bags; site: each feature has mean 0 and spread 1 over the instances of the site's "
         "own training bags (of a held-out site all its bags, never their labels); nothing of it leaves the site",
     )
+
+
+    @field_validator("time_edges")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not (math.isfinite(v) and v > 0) for v in value) or any(b <= a for a, b in pairwise(value)):
+            raise ValueError("time_edges must be finite, above 0 and rising")
+        return value
 
 
 class EvaluationConfig(Config):
@@ -136,7 +156,9 @@ class Study(Config):
     title: str = Field("", description="headline of the report")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training run of every arm each")
     task: TaskName = Field(
-        "classification", description="classification: a class an image; segmentation: a mask; mil: a class a bag"
+        "classification",
+        description="classification: a class an image; segmentation: a mask; mil: a class a bag; survival: when an "
+        "event comes, from a bag",
     )
     classes: tuple[str, ...] = Field(
         (), description="nodes of the ontology, at least 2; finer labels are joined. With task = 'mil' any words"
@@ -161,14 +183,15 @@ class Study(Config):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("task") == "mil":
+        if isinstance(values, dict) and values.get("task") in _BAGS:
             model = values.get("model")
             if model is None or (isinstance(model, dict) and "name" not in model):
-                return {**values, "model": {**(model or {}), "name": "mil/gated_abmil"}}
-        if isinstance(values, dict) and values.get("task") == "segmentation":
+                values = {**values, "model": {**(model or {}), "name": "mil/gated_abmil"}}
+        select = _SELECT.get(str(values.get("task"))) if isinstance(values, dict) else None
+        if select is not None:
             federation = values.get("federation")
             if federation is None or (isinstance(federation, dict) and "select" not in federation):
-                return {**values, "federation": {**(federation or {}), "select": "dice"}}
+                return {**values, "federation": {**(federation or {}), "select": select}}
         return values
 
     @field_validator("classes", "structures")
@@ -181,9 +204,9 @@ class Study(Config):
             return value
         if info.field_name == "structures" and task == "segmentation" and not value:
             raise ValueError("name at least one structure, such as structures = ['nucleus']")
-        wrong = "classes" if task == "segmentation" else "structures"
-        if value and info.field_name == wrong:
-            raise ValueError(f"task = '{task}' has {'structures' if wrong == 'classes' else 'classes'}, no {wrong}")
+        named = {"segmentation": "structures", "survival": "data.time_edges"}.get(task, "classes")
+        if value and info.field_name != named:
+            raise ValueError(f"task = '{task}' has {named}, no {info.field_name}")
         if (info.field_name == "structures" or task == "mil") and len(set(value)) != len(value):
             raise ValueError("each name once")
         return value

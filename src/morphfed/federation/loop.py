@@ -47,10 +47,10 @@ class FederationConfig(Config):
 
     rounds: int = Field(5, ge=1, description="rounds of training")
     quorum: float = Field(0.5, gt=0, le=1, description="share of the sites whose uploads a round needs")
-    select: Literal["balanced_accuracy", "macro_f1", "dice", "iou"] = Field(
+    select: Literal["balanced_accuracy", "macro_f1", "dice", "iou", "c_index"] = Field(
         "balanced_accuracy",
         description="validation metric that chooses the round, mean over the training sites; of masks dice (their "
-        "default) or iou",
+        "default) or iou, of survival c_index",
     )
     upload: UploadConfig = Field(
         default_factory=UploadConfig, description="how uploads are written; a code's name alone will do"

@@ -255,6 +255,23 @@ def _dodged_points(
     plane.plot(*_xy(known), look.marker, ms=5.5, color=look.colour, mec="white", mew=0.5, clip_on=False)
 
 
+def survival_curves(
+    curves: Sequence[tuple[Look, Sequence[Sequence[float]]]], *, key: str, alt: str, title: str, width: float = PANEL
+) -> str:
+    """Kaplan–Meier curves: steps ``[months, survival]`` from ``[0, 1]``, each value from its time on."""
+    with canvas(width, 230) as figure:
+        plane = axes(figure, 50, 26, 12, 40)
+        plane.set(ylim=(0, 1.02), xlabel="months", ylabel="survival")
+        plane.grid(axis="y", color=FAINT, lw=0.7)
+        plane.set_axisbelow(True)
+        for look, curve in curves:
+            plane.plot(*_xy([(p[0], p[1]) for p in curve]), drawstyle="steps-post", color=look.colour, ls=look.line)
+        plane.set_xlim(left=0)
+        plane.xaxis.set_major_locator(locator(6))
+        panel_title(plane, title, width)
+        return finish(figure, key=key, alt=alt)
+
+
 def locator(most: int, *, whole: bool = False) -> MaxNLocator:
     """At most so many round ticks; ``whole``: at whole numbers only."""
     from matplotlib.ticker import MaxNLocator

@@ -94,6 +94,7 @@ def build(results: Results) -> list[Section]:
         options,
         outcome,
         structures,
+        survival,
         unknown,
     )
 
@@ -157,7 +158,19 @@ def build(results: Results) -> list[Section]:
         cost.cost,
         methods.methods,
     )
-    of_study = {"segmentation": of_masks, "mil": of_bags}.get(results.task, of_classes)
+    of_survival = (
+        outcome.arms_by_sites,
+        differences.comparisons,
+        survival.risk_groups,
+        learning.learning,
+        communication.communication,
+        outcome.cross_site,
+        data.data,
+        noise.noise,
+        cost.cost,
+        methods.methods,
+    )
+    of_study = {"segmentation": of_masks, "mil": of_bags, "survival": of_survival}.get(results.task, of_classes)
     sections = [s for s in (make(page) for make in (of_folds if results.folds else of_study)) if s is not None]
     sections = in_words(results)(sections)
     number(sections)

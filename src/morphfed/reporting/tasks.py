@@ -120,4 +120,35 @@ MIL = Kind(
     thing="bag",
 )
 
-_KINDS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "mil": MIL}
+
+def _hazard_loss(r: Results) -> str:
+    alpha = finite(((r.config.get("train") or {}).get("survival_loss") or {}).get("alpha"))
+    edges = ", ".join(f"{float(e):g}" for e in r.study.get("time_edges") or ())
+    return (
+        f" The loss was the negative log likelihood of discrete hazards over bins of time cut at {edges} months"
+        + (f"; censored bags weighed {1 - alpha:g}." if alpha is not None else ".")
+    )
+
+
+SURVIVAL = Kind(
+    about=lambda r: f"survival in {len(r.study.get('time_edges') or ()) + 1} bins of time",
+    trained=lambda r: "multiple-instance networks that predict survival",
+    pooled="",
+    loss=_hazard_loss,
+    metrics=(),
+    pictures="",
+    works=(
+        *_STATISTICS,
+        "Harrell FE, Lee KL, Mark DB. Multivariable prognostic models: issues in developing models, evaluating "
+        "assumptions and adequacy, and measuring and reducing errors. Stat Med 1996; 15:361–387 (c-index).",
+        "Zadeh SG, Schmid M. Bias in cross-entropy-based training of deep survival networks. IEEE TPAMI 2021; "
+        "43:3126–3137 (loss).",
+        "Lu MY et al. Federated learning for computational pathology on gigapixel whole slide images. Med Image Anal "
+        "2022; 76:102298 (HistoFL).",
+        "Kaplan EL, Meier P. Nonparametric estimation from incomplete observations. J Am Stat Assoc 1958; 53:457–481.",
+        "Ilse M, Tomczak JM, Welling M. Attention-based deep multiple instance learning. ICML 2018.",
+    ),
+    thing="bag",
+)
+
+_KINDS = {"survival": SURVIVAL, "classification": CLASSIFICATION, "segmentation": SEGMENTATION, "mil": MIL}

@@ -16,6 +16,7 @@ METRICS = {
     "ece": "calibration error (ECE)",
     "aurc": "area under risk–coverage (AURC)",
     "loss": "log loss",
+    "c_index": "c-index",
     "dice": "Dice",
     "iou": "IoU",
     "hd95_px": "95 % Hausdorff distance (px)",

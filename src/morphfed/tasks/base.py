@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from morphfed.tasks.classification import LossConfig
     from morphfed.tasks.coarse import Parents
     from morphfed.tasks.segmentation import MaskLossConfig
+    from morphfed.tasks.survival import SurvivalLossConfig
 
 Answer = Any
 """What a network says of a batch: logits, or in a task whose networks say more, what holds them."""
@@ -32,6 +33,11 @@ class Losses(Protocol):
     @property
     def mask_loss(self) -> MaskLossConfig:
         """Of segmentation."""
+        ...
+
+    @property
+    def survival_loss(self) -> SurvivalLossConfig:
+        """Of survival."""
         ...
 
 
@@ -59,6 +65,10 @@ class Task(ABC):
         """The logits ``(n, C, ...)`` of an answer."""
         logits: Tensor = answer
         return logits
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What logits ``(n, C, ...)`` stand for, of the same shape: here one class each, by the softmax."""
+        return logits.softmax(dim=1)
 
     def loss(self, answer: Answer, targets: Tensor, criterion: Loss) -> Tensor:
         """What is minimised for a batch, a scalar: the criterion of the logits, in float32."""

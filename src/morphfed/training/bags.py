@@ -88,6 +88,38 @@ class BagSet(ImageSet):
         return Bags(features, tuple(len(bag) for bag in bags))
 
 
+@dataclass(frozen=True)
+class SurvivalSet(BagSet):
+    """Bags of patients who were followed.
+
+    Attributes:
+        labels: int64 ``(N,)``: the bin of the event; ``classes`` + the bin for a censored bag.
+        classes: bins of time, K.
+        months: float64 ``(N,)``, to the event or to the end of observation.
+    """
+
+    months: NDArray[np.float64]
+
+    @property
+    def censored(self) -> NDArray[np.bool_]:
+        """bool ``(N,)``, whether no event was seen."""
+        return self.labels >= self.classes
+
+    @property
+    def exact(self) -> NDArray[np.bool_]:
+        """bool ``(N,)``: a censored bag trains like any other."""
+        return np.ones(len(self), dtype=np.bool_)
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """int64 ``(K,)``, events in each bin."""
+        return np.bincount(self.labels[~self.censored], minlength=self.classes).astype(np.int64)
+
+    def truth(self) -> NDArray[np.float64]:
+        """``(N, 2)``: months, and the label."""
+        return np.stack([self.months, self.labels.astype(np.float64)], axis=1)
+
+
 def _owned(bag: NDArray[np.float32]) -> NDArray[np.float32]:
     """torch takes no array that must not be written to; a mapped file is copied once, anything else as it is."""
     return bag if bag.flags.writeable else bag.copy()

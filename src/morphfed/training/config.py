@@ -10,6 +10,7 @@ from morphfed.core.config import Config
 from morphfed.data.augment import AugmentConfig
 from morphfed.tasks.classification import LossConfig
 from morphfed.tasks.segmentation import MaskLossConfig
+from morphfed.tasks.survival import SurvivalLossConfig
 
 
 class TrainConfig(Config):
@@ -39,6 +40,9 @@ class TrainConfig(Config):
     channels_last: bool = Field(True, description="memory layout of convolutions; faster on CPUs and GPUs")
     loss: LossConfig = Field(default_factory=LossConfig, description="what is minimised in classification")
     mask_loss: MaskLossConfig = Field(default_factory=MaskLossConfig, description="what is minimised in segmentation")
+    survival_loss: SurvivalLossConfig = Field(
+        default_factory=SurvivalLossConfig, description="what is minimised with task = 'survival'"
+    )
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="perturbation of training images")
     max_instances: int | None = Field(
         None,

@@ -438,7 +438,7 @@ class Trainer:
             for number, inputs in enumerate(self._seen(data, where, views)):
                 with self._autocast():
                     logits = self.task.logits(self.task.respond(model, inputs))
-                seen = self.task.upright(torch.softmax(logits.float(), dim=1), number)
+                seen = self.task.upright(self.task.probabilities(logits.float()), number)
                 total = seen if total is None else total + seen
             assert total is not None
             yield where, total / views

@@ -48,6 +48,9 @@ PROBLEM, INSTANCES, DIM, ENCODER, DTYPE = "problem", "instances", "dim", "encode
 MONTHS, CENSORSHIP = "survival_months", "censorship"
 """Columns of a bag manifest beyond those of every manifest."""
 
+CONTRADICTED = -np.inf
+"""Months of a slide whose rows disagree about them."""
+
 NO_LABEL = "(no label)"
 NO_FILE, NO_INSTANCE = "no bag file", "no instance: an empty slide"
 
@@ -228,13 +231,16 @@ def _of_rows(slide: str, rows: Sequence[tables.SlideRow], there: Mapping[str, Pa
     problem = None
     if len({row.label for row in rows}) > 1:
         problem = f"different labels in its rows ({' and '.join(str(row.label) for row in rows[:2])})"
-    elif first.label is None:
+    elif first.label is None and first.survival_months is None:
         problem = "its row has no label"
     elif slide not in there:
         problem = f"a label without a bag: {NO_FILE}"
     split = split_of(first.split) if first.split else None
     path = there.get(slide, folder / f"{slide}.h5")
-    return _Bag(path, slide, first.label, first.patient, split, first.survival_months, first.censorship, problem)
+    months, censorship = first.survival_months, first.censorship
+    if len({(row.survival_months, row.censorship) for row in rows}) > 1:
+        months, censorship = CONTRADICTED, None
+    return _Bag(path, slide, first.label, first.patient, split, months, censorship, problem)
 
 
 def _with_splits(bags: Sequence[_Bag], path: Path) -> list[_Bag]:

@@ -22,6 +22,10 @@ def study_task(study: Study) -> StudyTask:
         from morphfed.experiment.tasks.mil import MilStudy
 
         return MilStudy()
+    if study.task == "survival":
+        from morphfed.experiment.tasks.survival import SurvivalStudy
+
+        return SurvivalStudy()
     from morphfed.experiment.tasks.classification import ClassificationStudy
 
     return ClassificationStudy()

@@ -14,6 +14,7 @@ from morphfed.experiment.assemble import LeftOut, site_scales
 from morphfed.experiment.pictures import colour
 from morphfed.experiment.stock import Pictures, Stock
 from morphfed.models.bags import takes_bags
+from morphfed.tasks.survival import SurvivalLossConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,6 +103,19 @@ def refuse_unfit(arm: Arm, task: str, where: str) -> None:
             f"{where}: '{arm.algorithm.name}' is not defined for task = '{task}' as it is set: {why}.",
             fix=f"change the key; `morphfed show {arm.algorithm.name}` explains each.",
         )
+
+
+def refuse_survival(study: Study, arms: Mapping[str, Arm], where: str) -> None:
+    """Refuse what belongs to survival in a study of something else.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    keys = {"data.time_edges": not study.data.time_edges}
+    keys |= {f"arms.{n}: train.survival_loss": a.train.survival_loss == SurvivalLossConfig() for n, a in arms.items()}
+    for key, unused in keys.items():
+        if not unused:
+            raise ConfigError(f"{where}: {key} is of survival.", fix="remove it, or set task = 'survival'.")
 
 
 def refuse_bags(arm: Arm, where: str) -> None:

@@ -29,6 +29,7 @@ from morphfed.experiment.tasks.base import (
     StudyTask,
     Trained,
     refuse_bags,
+    refuse_survival,
     refuse_unfit,
 )
 from morphfed.models.backbone import draws_masks
@@ -69,6 +70,7 @@ class ClassificationStudy(StudyTask):
         from morphfed.data.ontology import load_ontology
 
         load_ontology().resolve_classes(study.classes)
+        refuse_survival(study, arms, where)
         for name, arm in arms.items():
             refuse_bags(arm, f"{where}: arms.{name}")
             if draws_masks(arm.model):
@@ -79,7 +81,7 @@ class ClassificationStudy(StudyTask):
                 )
             if arm.federation.select not in self.task.validation:
                 raise ConfigError(
-                    f"{where}: arms.{name}: federation.select = '{arm.federation.select}' is of masks.",
+                    f"{where}: arms.{name}: federation.select = '{arm.federation.select}' is not of classes.",
                     fix="choose balanced_accuracy or macro_f1.",
                 )
             if arm.train.mask_loss != MaskLossConfig():

@@ -15,9 +15,9 @@ from morphfed.data.scale import SiteScale
 from morphfed.evaluation.predictions import ClusterUnit
 from morphfed.evaluation.site import Role, evaluate_site
 from morphfed.experiment.attention import ATTENTION, examine, read_examined, write_examined
-from morphfed.experiment.bags import select_bags
+from morphfed.experiment.bags import Sought, classes_sought, select_bags
 from morphfed.experiment.stock import BagStock, Stock
-from morphfed.experiment.tasks.base import Judgement, MakeSet, Selected, Trained, refuse_unfit
+from morphfed.experiment.tasks.base import Judgement, MakeSet, Selected, Trained, refuse_survival, refuse_unfit
 from morphfed.experiment.tasks.classification import PREDICTIONS, ClassificationStudy, read_judged
 from morphfed.models.bags import takes_bags
 from morphfed.models.tuning import FULL
@@ -48,42 +48,51 @@ class MilStudy(ClassificationStudy):
     # ── the study file ──────────────────────────────────────────────────────────────────────────────────────
     def check(self, study: Study, arms: Mapping[str, Arm], *, where: str) -> None:
         """Networks take bags, and what is about pictures is left at its default."""
-        _refuse_pictures(study, where)
+        refuse_pictures(study, where)
+        refuse_survival(study, arms, where)
         for name, arm in arms.items():
-            at = f"{where}: arms.{name}"
-            if not takes_bags(arm.model):
-                raise ConfigError(
-                    f"{at}: model.name = '{arm.model.name}' takes pictures; bags need a head that pools them.",
-                    fix="write model.name = 'mil/gated_abmil'; `morphfed list heads` prints the others.",
-                )
-            if arm.model.tune != FULL or arm.model.norm == "group":
-                key = "tune" if arm.model.tune != FULL else "norm"
-                raise ConfigError(
-                    f"{at}: model.{key} = '{getattr(arm.model, key)}' is of networks for pictures.",
-                    fix=f"remove model.{key}.",
-                )
-            if "mil" not in arm.algorithm.tasks:
-                raise ConfigError(
-                    f"{at}: '{arm.algorithm.name}' is defined for a classifier's features, one vector an image; a bag "
-                    "has one an instance.",
-                    fix="choose another algorithm; `morphfed list algorithms` shows them.",
-                )
-            if arm.federation.select not in self.task.validation:
-                raise ConfigError(
-                    f"{at}: federation.select = '{arm.federation.select}' is of masks.",
-                    fix="choose balanced_accuracy or macro_f1.",
-                )
+            self.check_arm(arm, study, f"{where}: arms.{name}")
             if arm.train.mask_loss != MaskLossConfig():
-                raise ConfigError(f"{at}: train.mask_loss is of masks.", fix="use train.loss.")
-            if arm.train.augment != AugmentConfig():
-                raise ConfigError(f"{at}: train.augment is of pictures.", fix="remove train.augment.")
-            refuse_unfit(arm, self.task.name, at)
-            _try_head(arm, study, at)
+                raise ConfigError(f"{where}: arms.{name}: train.mask_loss is of masks.", fix="use train.loss.")
+
+    def check_arm(self, arm: Arm, study: Study, at: str) -> None:
+        """What every task over bags asks of an arm."""
+        if not takes_bags(arm.model):
+            raise ConfigError(
+                f"{at}: model.name = '{arm.model.name}' takes pictures; bags need a head that pools them.",
+                fix="write model.name = 'mil/gated_abmil'; `morphfed list heads` prints the others.",
+            )
+        if arm.model.tune != FULL or arm.model.norm == "group":
+            key = "tune" if arm.model.tune != FULL else "norm"
+            raise ConfigError(
+                f"{at}: model.{key} = '{getattr(arm.model, key)}' is of networks for pictures.",
+                fix=f"remove model.{key}.",
+            )
+        if self.task.name not in arm.algorithm.tasks:
+            raise ConfigError(
+                f"{at}: '{arm.algorithm.name}' is defined for a classifier's features, one vector an image; a bag "
+                "has one an instance.",
+                fix="choose another algorithm; `morphfed list algorithms` shows them.",
+            )
+        if arm.federation.select not in self.task.validation:
+            raise ConfigError(
+                f"{at}: federation.select = '{arm.federation.select}' is not computed with task = "
+                f"'{self.task.name}'.",
+                fix=f"choose {' or '.join(sorted(self.task.validation - {'loss'}))}.",
+            )
+        if arm.train.augment != AugmentConfig():
+            raise ConfigError(f"{at}: train.augment is of pictures.", fix="remove train.augment.")
+        refuse_unfit(arm, self.task.name, at)
+        _try_head(arm, self.outputs(study), at)
 
     # ── the data ────────────────────────────────────────────────────────────────────────────────────────────
     def select(self, manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent) -> Selected:
         """Bags with a class, instances and finite features."""
-        return Selected(*select_bags(manifest, study, look=look, report=report))
+        return Selected(*select_bags(manifest, study, self.sought(study), look=look, report=report))
+
+    def sought(self, study: Study) -> Sought:
+        """Bags of a class."""
+        return classes_sought(study)
 
     def scales(self, manifest: Manifest, study: Study, *, report: Reporter = silent) -> dict[str, SiteScale]:
         """Features have no µm."""
@@ -129,16 +138,19 @@ class MilStudy(ClassificationStudy):
 
     def counts(self, rows: pd.DataFrame, study: Study) -> dict[str, Any]:
         """Bags of each class in each part, and how long they are."""
+        return {**super().counts(rows, study), "bags": self.lengths(rows)}
+
+    def lengths(self, rows: pd.DataFrame) -> dict[str, Any]:
+        """How many instances bags have, of which width, by which encoder."""
         sizes = rows["instances"].to_numpy(dtype=np.int64)
         encoders = sorted({str(e) for e in rows["encoder"].dropna()})
         quartiles = np.percentile(sizes, (0, 25, 50, 75, 100)) if len(sizes) else np.zeros(5)
-        bags = {
+        return {
             "instances": int(sizes.sum()),
             "quartiles": [float(q) for q in quartiles],
             "dim": int(rows["dim"].iloc[0]) if len(rows) else None,
             "encoder": encoders[0] if encoders else None,
         }
-        return {**super().counts(rows, study), "bags": bags}
 
     def typical_bag(self, rows: pd.DataFrame) -> int | None:
         """The median over the bags that take part."""
@@ -213,7 +225,12 @@ class MilStudy(ClassificationStudy):
         return Judgement(found, {"calibrate": (found, raw)} if temperature is not None else {})
 
 
-def _refuse_pictures(study: Study, where: str) -> None:
+def refuse_pictures(study: Study, where: str) -> None:
+    """Refuse what is about pictures in a study of bags.
+
+    Raises:
+        ConfigError: names the key.
+    """
     e = study.evaluation
     for key, unused, why in (
         ("evaluation.views", e.views == 1, "turns pictures"),
@@ -230,13 +247,13 @@ def _refuse_pictures(study: Study, where: str) -> None:
             raise ConfigError(f"{where}: sites.{name}.mask_values is of masks.", fix="remove it.")
 
 
-def _try_head(arm: Arm, study: Study, at: str) -> None:
+def _try_head(arm: Arm, outputs: int, at: str) -> None:
     """Build a narrow head, so that a wrong name or option is refused before any data are read."""
     from morphfed.models.backbone import build
 
     narrow = arm.model.model_copy(update={"dim": arm.model.dim or 8, "weights": "none"})
     try:
-        build(narrow, classes=len(study.classes), image_size=16, seed=0)
+        build(narrow, classes=outputs, image_size=16, seed=0)
     except (ConfigError, ModelError) as cause:
         raise ConfigError(f"{at}: {cause.message}", fix=cause.fix) from cause
 

@@ -32,6 +32,7 @@ from morphfed.experiment.tasks.base import (
     StudyTask,
     Trained,
     refuse_bags,
+    refuse_survival,
     refuse_unfit,
 )
 from morphfed.models.backbone import draws_masks
@@ -83,6 +84,7 @@ class SegmentationStudy(StudyTask):
                 f"{where}: data.coarse is about classes of images.",
                 fix="remove data.coarse, or set task = 'classification'.",
             )
+        refuse_survival(study, arms, where)
         for name, site in study.sites.items():
             try:
                 values_of(study.structures, site, None)
@@ -291,7 +293,7 @@ def _check_arm(arm: Arm, where: str, selectable: frozenset[str]) -> None:
     refuse_unfit(arm, SEGMENTATION.name, where)
     if arm.federation.select not in selectable:
         raise ConfigError(
-            f"{where}: federation.select = '{arm.federation.select}' is of classes.", fix="choose dice or iou."
+            f"{where}: federation.select = '{arm.federation.select}' is not of masks.", fix="choose dice or iou."
         )
     if arm.train.loss != LossConfig():
         raise ConfigError(

@@ -56,7 +56,7 @@ def data(page: Page) -> Section:
     if not r.sites:
         section.blocks.append(Text("results.json describes no site's data."))
         return section
-    section.blocks.append(bags.sites_table(r) if r.task == "mil" else _sites_table(r))
+    section.blocks.append(bags.sites_table(r) if r.task in ("mil", "survival") else _sites_table(r))
     section.blocks += _counts(r)
     if coarse := _coarse(r):
         section.blocks.append(coarse)

@@ -137,7 +137,7 @@ def _data_sentence(r: Results) -> str:
         finite(_table(r.config, "data").get("field_um")),
         finite(_table(r.config, "data").get("image_size")),
     )
-    if r.task == "mil":
+    if r.task in ("mil", "survival"):
         alike = " Features were standardised at each site by its own training instances."
         text += alike if _table(r.config, "data").get("standardise") == "site" else ""
     elif size is not None:
