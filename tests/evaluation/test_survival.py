@@ -131,7 +131,9 @@ def test_the_block_of_a_site() -> None:
 def test_models_are_compared_on_the_same_patients() -> None:
     """The vectors' difference over resamples made here by hand gives the interval of the comparison."""
     pair = {name: outcomes(seed=s) for name, s in (("a", 1), ("b", 2))}
-    units = [UnitPredictions(n, n, n, 0, ("x", "y"), {"x": o, "y": o}, {"x": "train", "y": "train"}) for n, o in pair.items()]
+    units = [
+        UnitPredictions(n, n, n, 0, ("x", "y"), {"x": o, "y": o}, {"x": "train", "y": "train"}) for n, o in pair.items()
+    ]
     scores = SurvivalScores(units, resamples=200)
     entry = next(e for e in compare_pairs(scores, [("a", "b")]) if e["scope"] == "x")
     each = [looped(o.months.tolist(), o.censored.tolist(), o.risk.tolist()) for o in pair.values()]
@@ -148,7 +150,13 @@ def test_kaplan_meier_by_hand() -> None:
     """Events at 2 (of 5), 4 (of 3); censored at 3, 4 and 6: S = 4/5, then 4/5 · 2/3."""
     o = outcomes(5)
     o = Outcomes(
-        o.edges, o.ids, np.array([2.0, 3, 4, 4, 6]), np.array([False, True, False, True, True]), o.survival, o.clusters, "patient"
+        o.edges,
+        o.ids,
+        np.array([2.0, 3, 4, 4, 6]),
+        np.array([False, True, False, True, True]),
+        o.survival,
+        o.clusters,
+        "patient",
     )
     curve = kaplan_meier(o)
     np.testing.assert_allclose(curve, [[0, 1], [2, 0.8], [4, 0.8 * 2 / 3], [6, 0.8 * 2 / 3]])

@@ -184,13 +184,13 @@ def test_no_time_leaves_a_site(ran: Path) -> None:
 def test_the_saved_model_says_what_was_judged(ran: Path) -> None:
     import torch
 
-    from morphfed.data.bags.store import read_bag_at
+    from morphfed.data.bags.store import read_at
     from morphfed.models.saved import restore
 
     backbone, card = restore(ran / "units/fedavg/all/seed-0/best.safetensors")
     assert card["classes"] == ["0–6 months", "6–12 months", "12–24 months", "from 24 months"]
     outcomes = read_outcomes(ran / "units/fedavg/all/seed-0/outcomes.parquet")["cedar"]
-    bag = read_bag_at(ran.parent.parent / "bags/cedar" / outcomes.ids[0].split("/")[-1])
+    bag = read_at(ran.parent.parent / "bags/cedar" / outcomes.ids[0].split("/")[-1])
     with torch.no_grad():
         hazards = torch.sigmoid(backbone.module(torch.from_numpy(bag)).logits).double()
     np.testing.assert_allclose(torch.cumprod(1 - hazards, 0).numpy(), outcomes.survival[0], atol=1e-5)

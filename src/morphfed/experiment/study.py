@@ -100,7 +100,6 @@ class DataConfig(Config):
         "own training bags (of a held-out site all its bags, never their labels); nothing of it leaves the site",
     )
 
-
     @field_validator("time_edges")
     @classmethod
     def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:

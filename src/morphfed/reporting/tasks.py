@@ -124,9 +124,8 @@ MIL = Kind(
 def _hazard_loss(r: Results) -> str:
     alpha = finite(((r.config.get("train") or {}).get("survival_loss") or {}).get("alpha"))
     edges = ", ".join(f"{float(e):g}" for e in r.study.get("time_edges") or ())
-    return (
-        f" The loss was the negative log likelihood of discrete hazards over bins of time cut at {edges} months"
-        + (f"; censored bags weighed {1 - alpha:g}." if alpha is not None else ".")
+    return f" The loss was the negative log likelihood of discrete hazards over bins of time cut at {edges} months" + (
+        f"; censored bags weighed {1 - alpha:g}." if alpha is not None else "."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -98,7 +98,7 @@ class SurvivalSet(BagSet):
         months: float64 ``(N,)``, to the event or to the end of observation.
     """
 
-    months: NDArray[np.float64]
+    months: NDArray[np.float64] = field(kw_only=True)
 
     @property
     def censored(self) -> NDArray[np.bool_]:

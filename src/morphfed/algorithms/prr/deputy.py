@@ -176,7 +176,9 @@ OF_MASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType({"segmentation": Ma
 
 
 def unfit(config: AlgorithmConfig, task: str) -> str:
-    """The score must be one of the task."""
+    """The score must be one of the task, and what the models teach each other a distribution over classes."""
+    if task == "survival":
+        return "its two models teach each other by probabilities of classes, and survival has hazards"
     metric = cast("DeputyConfig", config).metric
     of_masks = metric in ("dice", "iou")
     if of_masks == (task == "segmentation"):

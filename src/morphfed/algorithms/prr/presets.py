@@ -114,7 +114,7 @@ def _note(config: AlgorithmConfig, sites: int) -> str:
 
 def _unfit(config: AlgorithmConfig, task: str) -> str:
     keys = cast("PrrConfig", config)
-    if task == "mil" and keys.loss == "cpa":
+    if task in ("mil", "survival") and keys.loss == "cpa":
         return "loss = 'cpa' compares mean features of classes, one vector an image; bags take loss = 'task'"
     return unfit(config, task) if keys.transfer else ""
 

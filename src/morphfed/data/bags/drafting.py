@@ -214,7 +214,8 @@ def _from_table(
     by_slide: dict[str, list[tables.SlideRow]] = defaultdict(list)
     for row in rows:
         by_slide[row.slide].append(row)
-    bags = [_of_rows(slide, own, there, folder) for slide, own in by_slide.items()]
+    followed = any(row.survival_months is not None for row in every)
+    bags = [_of_rows(slide, own, there, folder, followed=followed) for slide, own in by_slide.items()]
     bags += [
         _Bag(file, slide, None, problem=f"a bag without a label: {path.name} does not list its slide")
         for slide, file in there.items()
@@ -226,12 +227,14 @@ def _from_table(
     return bags, notes
 
 
-def _of_rows(slide: str, rows: Sequence[tables.SlideRow], there: Mapping[str, Path], folder: Path) -> _Bag:
+def _of_rows(
+    slide: str, rows: Sequence[tables.SlideRow], there: Mapping[str, Path], folder: Path, *, followed: bool
+) -> _Bag:
     first = rows[0]
     problem = None
     if len({row.label for row in rows}) > 1:
         problem = f"different labels in its rows ({' and '.join(str(row.label) for row in rows[:2])})"
-    elif first.label is None and first.survival_months is None:
+    elif first.label is None and not followed:  # what a table of survival lacks is its task's to say
         problem = "its row has no label"
     elif slide not in there:
         problem = f"a label without a bag: {NO_FILE}"

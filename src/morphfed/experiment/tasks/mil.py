@@ -76,8 +76,7 @@ class MilStudy(ClassificationStudy):
             )
         if arm.federation.select not in self.task.validation:
             raise ConfigError(
-                f"{at}: federation.select = '{arm.federation.select}' is not computed with task = "
-                f"'{self.task.name}'.",
+                f"{at}: federation.select = '{arm.federation.select}' is not computed with task = '{self.task.name}'.",
                 fix=f"choose {' or '.join(sorted(self.task.validation - {'loss'}))}.",
             )
         if arm.train.augment != AugmentConfig():

@@ -9,7 +9,7 @@ from morphfed.reporting.blocks import Cell, Figure, Page, Section, Table, Text
 from morphfed.reporting.figures import survival_curves
 from morphfed.reporting.results import Model, Results
 from morphfed.reporting.svg import Look, swatch
-from morphfed.reporting.text import count, finite, listed, p_value, score
+from morphfed.reporting.text import count, finite, listed, p_value
 
 _LOOKS = (Look("#2c5aa0", "o"), Look("#b0303f", "s", (5, 2)))
 
