@@ -58,7 +58,7 @@ def _row(r: Results, model: Model, site: str) -> list[Cell] | None:
 
 
 def _figure(r: Results, model: Model) -> Figure:
-    panels = []
+    panels: list[str] = []
     for site in r.all_sites:
         found = _groups(r, model, site)
         if found is None:
