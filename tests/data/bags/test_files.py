@@ -36,6 +36,7 @@ def trident(path: Path) -> None:
         features.attrs["savetodir"] = "None"
         coords = file.create_dataset("coords", data=PLACES.astype(np.int64), chunks=(1, 2))
         coords.attrs["patch_size"] = 256
+        coords.attrs["downsample"] = (4.0, 4.0)  # CLAM and `morphfed slides` write pairs
         coords.attrs["level0_magnification"] = "None"
 
 
