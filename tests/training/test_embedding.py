@@ -81,7 +81,8 @@ def test_features_are_the_encoders_of_each_tile(tiles: Path, tmp_path: Path, enc
         shown = np.asarray(Image.open(tmp_path / "thumbnails" / "a.png"))
         np.testing.assert_array_equal(shown, slide_a.overview(slide_a.scale.um_per_px))
     thumbnail = thumbnail_of(tmp_path / "h5_files" / "a.h5")
-    assert thumbnail is not None and np.array_equal(thumbnail, shown)
+    assert thumbnail is not None
+    assert np.array_equal(thumbnail, shown)
 
 
 def test_workers_and_batches_change_nothing_that_counts(tiles: Path, tmp_path: Path, encoder: Encoder) -> None:

@@ -278,7 +278,7 @@ def _encoder(attributes: Mapping[str, Any]) -> str | None:
 
 
 def _attributes(data: Any) -> dict[str, Any]:
-    # Copied first: h5py holds its one lock for as long as its iterator lives, so an error in here would stop all threads.
+    # Copied first: h5py holds its one lock while its iterator lives, so an error in here would stop all threads.
     return {key: _attribute(value) for key, value in dict(data.attrs).items()}
 
 
