@@ -6,7 +6,6 @@ the study's algorithm declared; everything else is refused. What passes is writt
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morphfed.core.errors import PrivacyError
-from morphfed.core.files import storage_error
 from morphfed.core.types import Spec, Tensors, Upload, nbytes
+from morphfed.privacy.ledger import NUMBER_BYTES as NUMBER_BYTES
+from morphfed.privacy.ledger import Ledger, LineLedger
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-NUMBER_BYTES = 8
+    from morphfed.privacy.ledger import Value
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Declaration:
         purpose: why, in the words of the study's algorithm.
         validation: names of the means that may leave after a round's validation.
         statistics: rows of sums that may leave outside the rounds, by name.
+        noise: what is added for privacy to what leaves, in words for the ledger.
     """
 
     tensors: Mapping[str, Spec]
@@ -54,6 +55,7 @@ class Declaration:
     purpose: str
     validation: frozenset[str] = frozenset()
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    noise: str = "none"
 
 
 class EgressGate:
@@ -62,11 +64,12 @@ class EgressGate:
     Args:
         site: whose gate this is.
         declaration: the allow-list.
-        ledger: file that gets one JSON line an upload; None keeps no file (tests).
+        ledger: keeps what passes, before it leaves; a path: a file that gets one JSON line an upload; None: no file.
     """
 
-    def __init__(self, site: str, declaration: Declaration, ledger: Path | None) -> None:
-        self._site, self._declaration, self._ledger = site, declaration, ledger
+    def __init__(self, site: str, declaration: Declaration, ledger: Path | Ledger | None) -> None:
+        self._site, self._declaration = site, declaration
+        self._ledger: Ledger | None = LineLedger(ledger) if isinstance(ledger, Path) else ledger
 
     def release(self, upload: Upload) -> Upload:
         """Return ``upload`` unchanged if all of it is declared.
@@ -107,7 +110,8 @@ class EgressGate:
                 "bytes": NUMBER_BYTES * len(numbers),
                 "metrics": _finite(numbers),
                 "purpose": "validation: choosing the best round",
-            }
+            },
+            numbers,
         )
 
     def release_statistic(
@@ -137,7 +141,8 @@ class EgressGate:
                 "bytes": NUMBER_BYTES * len(values),
                 "values": [v if math.isfinite(v) else None for v in values.tolist()],
                 "purpose": declared.purpose,
-            }
+            },
+            {name: values},
         )
         return values
 
@@ -157,16 +162,11 @@ class EgressGate:
             "metrics": _finite(upload.metrics),
             "purpose": self._declaration.purpose,
         }
-        self._write(entry)
+        self._write(entry, {**upload.tensors, "weight": upload.weight, **upload.metrics})
 
-    def _write(self, entry: Mapping[str, object]) -> None:
-        if self._ledger is None:
-            return
-        try:
-            with self._ledger.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        except OSError as cause:
-            raise storage_error(self._ledger, cause) from cause
+    def _write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
+        if self._ledger is not None:
+            self._ledger.write(entry, values, noise=self._declaration.noise)
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
