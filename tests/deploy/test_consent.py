@@ -11,6 +11,7 @@ from morphfed.core.errors import ConfigError, ConsentError
 from morphfed.core.files import read_json
 from morphfed.deploy.agreed import load_agreed
 from morphfed.deploy.consent import approvals, approve, approved, withdraw
+from morphfed.deploy.review import Review
 from morphfed.experiment.study import SiteConfig
 from morphfed.models.backbone import ModelConfig, build
 
@@ -108,7 +109,7 @@ def test_what_is_approved_is_kept_and_what_is_not_is_refused(study: Path, tmp_pa
     wanted = load_agreed(study).hash
     with pytest.raises(ConsentError, match=f"'birch'.*{wanted[:12]}.*not approved"):
         approved("birch", site, wanted)
-    made = approve(site, study, "the text")
+    made = approve(site, study, Review("the text", 7, 8))
     assert made.hash == wanted
     assert approved("birch", site, wanted).hash == wanted
     assert read_json(site / "approved" / f"{wanted}.json")["shown"] == "the text"
@@ -123,7 +124,7 @@ def test_what_is_approved_is_kept_and_what_is_not_is_refused(study: Path, tmp_pa
 
 def test_an_approved_copy_that_was_edited_is_refused(study: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    wanted = approve(site, study, "").hash
+    wanted = approve(site, study, Review("", 0, 0)).hash
     copy = site / "approved" / f"{wanted}.toml"
     copy.write_text(copy.read_text().replace("rounds = 3", "rounds = 300"))
     with pytest.raises(ConsentError, match="changed"):
@@ -132,7 +133,7 @@ def test_an_approved_copy_that_was_edited_is_refused(study: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "", "*", "a/../b"])
 def test_a_hash_from_the_network_is_no_path(name: str, study: Path, tmp_path: Path) -> None:
-    approve(tmp_path / "site", study, "")
+    approve(tmp_path / "site", study, Review("", 0, 0))
     with pytest.raises(ConsentError, match="not approved"):
         approved("birch", tmp_path / "site", name)
 

@@ -25,7 +25,7 @@ def review(study: Path, /) -> int:
     from morphfed.deploy.agreed import load_agreed
     from morphfed.deploy.review import review as text_of
 
-    sys.stdout.write(text_of(load_agreed(study)))
+    sys.stdout.write(text_of(load_agreed(study)).text)
     sys.stdout.write(f"\nnext: morphfed site approve {study}\n")
     return 0
 
@@ -62,6 +62,41 @@ def approve(
     sys.stdout.write(
         f"approved: study {made.name}, {made.hash}, by {made.by}\nwritten to {folder / consent.APPROVED}\n"
     )
+    return 0
+
+
+@app.command
+def join(
+    bundle: Path,
+    /,
+    *,
+    data: Path,
+    folder: Path = SITE,
+    source: str | None = None,
+    um_per_px: float | None = None,
+    stay: bool = False,
+) -> int:
+    """Take part in a federation: connects outwards, trains what is approved, ends when the study is over.
+
+    Args:
+        bundle: the .zip that the coordinator gave you.
+        data: this site's images: a .csv or .parquet manifest, or a folder.
+        folder: the site's folder: approvals, ledger, private state, prepared images, models.
+        source: adapter that reads a folder; `morphfed list sources` explains them.
+        um_per_px: size of a pixel in µm, where known.
+        stay: wait for further studies when this one is over.
+    """
+    from morphfed.cli.display import Display
+    from morphfed.core.errors import DataError
+    from morphfed.deploy.join import join as run
+    from morphfed.experiment.study import SiteConfig
+
+    if not data.exists():
+        raise DataError(f"{data} does not exist.", fix="name this site's manifest; `morphfed data init` drafts one.")
+    config = SiteConfig(path=str(data.resolve()), source=source, um_per_px=um_per_px)
+    with Display() as display:
+        run(bundle, folder, config, stay=stay, report=display)
+    sys.stdout.write(f"the study is over; models are in {folder / 'models'}\nnext: morphfed site ledger {folder}\n")
     return 0
 
 

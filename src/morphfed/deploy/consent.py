@@ -14,6 +14,7 @@ from morphfed import __version__
 from morphfed.core.errors import ConsentError
 from morphfed.core.files import read_json, write_bytes, write_json
 from morphfed.deploy.agreed import Agreed, load_agreed
+from morphfed.deploy.review import Review
 
 APPROVED = "approved"
 
@@ -28,6 +29,7 @@ class Approval:
         by: the user who approved it on this machine.
         time: when, ISO 8601, UTC.
         version: of morphfed, which wrote the review that was shown.
+        download: bytes of the largest download's tensors.
     """
 
     hash: str
@@ -35,30 +37,30 @@ class Approval:
     by: str
     time: str
     version: str
+    download: int
 
 
-def approve(site_folder: Path, study_file: Path, shown: str) -> Approval:
+def approve(site_folder: Path, study_file: Path, shown: Review) -> Approval:
     """Approve a study for this site.
 
     Args:
         site_folder: the site's.
         study_file: as it was reviewed.
-        shown: the review's text, which is kept with the approval.
+        shown: the review, whose text is kept with the approval.
 
     Raises:
         ConfigError: the file is no study that can be trained over a network.
         StorageError: the site's folder cannot be written.
     """
     agreed = load_agreed(study_file)
-    made = Approval(
-        agreed.hash, agreed.study.name, _user(), datetime.now(UTC).isoformat(timespec="seconds"), __version__
-    )
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    made = Approval(agreed.hash, agreed.study.name, _user(), now, __version__, shown.download)
     folder = site_folder / APPROVED
     write_bytes(folder / f"{made.hash}.toml", study_file.read_bytes())
     # Written last: a study is approved when this file is there.
     write_json(
         folder / f"{made.hash}.json",
-        {**vars(made), "weights_from": str(study_file.parent.resolve()), "shown": shown},
+        {**vars(made), "weights_from": str(study_file.parent.resolve()), "shown": shown.text},
     )
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,8 +30,23 @@ def network_of(unit: Unit, agreed: Agreed, device: torch.device) -> Network:
     return declare(unit, study, arm, backbone, seen, initial)
 
 
-def review(agreed: Agreed) -> str:
-    """What is trained, what leaves a site and how much of it, what comes in, what stays.
+@dataclass(frozen=True)
+class Review:
+    """What a study means for a site.
+
+    Attributes:
+        text: what is trained, what leaves and how much of it, what comes in, what stays.
+        download: bytes of the largest download's tensors; more is not fetched.
+        leaves: bytes that leave in all, if the site answers every round.
+    """
+
+    text: str
+    download: int
+    leaves: int
+
+
+def review(agreed: Agreed) -> Review:
+    """Look at a study from a site.
 
     Sizes are those of the networks as they are built here, and of the declarations that the gate enforces.
     """
@@ -45,11 +61,11 @@ def review(agreed: Agreed) -> str:
         f"train, {study.data.split.validation:.0%} choose the round, the rest are kept for tests",
         "",
     ]
-    total = 0
+    total = largest = 0
     for name, arm in agreed.arms.items():
-        said, moved = _arm(name, arm, agreed)
+        said, moved, down = _arm(name, arm, agreed)
         lines += said
-        total += moved
+        total, largest = total + moved, max(largest, down)
     lines += [
         f"In all about {_size(total)} leave this site, if it answers every round.",
         "",
@@ -61,7 +77,7 @@ def review(agreed: Agreed) -> str:
         "Model weights can reveal something about the images that they were trained on; no noise is added here, and "
         "the coordinator sees this site's upload by itself. See docs/security.md.",
     ]
-    return "\n".join(lines) + "\n"
+    return Review("\n".join(lines) + "\n", largest, total)
 
 
 def _targets(agreed: Agreed) -> str:
@@ -71,8 +87,8 @@ def _targets(agreed: Agreed) -> str:
     return f"{len(study.classes)} classes: {', '.join(study.classes)}"
 
 
-def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int]:
-    """Lines of one arm, and the bytes that leave a site for it."""
+def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int, int]:
+    """Lines of one arm, the bytes that leave a site for it, and those of one download."""
     units = [unit for unit in agreed.units if unit.arm == name]
     network = network_of(units[0], agreed, torch.device("cpu"))
     rounds, declared = arm.federation.rounds, network.declaration
@@ -101,7 +117,7 @@ def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int]:
         f"  stays     {arm.algorithm.facts.stays or 'nothing of the model'}",
         "",
     ]
-    return lines, len(units) * (rounds * each + once)
+    return lines, len(units) * (rounds * each + once), nbytes(download)
 
 
 def _plural(count: int, what: str) -> str:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from morphfed.algorithms.base import SiteHalf
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.study import Arm, Study
+    from morphfed.federation.transports.base import Transport
 
 DONE = "unit.json"
 _NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
@@ -111,7 +112,7 @@ def train_unit(
     tested = _tested(unit, arm, study, prepared, trainer, workspace, *chosen)
     task.predict(Trained(unit, study, arm, prepared, trainer, workspace, tested, folder))
     transport.load_site_states(chosen[1])
-    settled = _settle(unit, study, transport, outcome, *chosen)
+    settled = settle(unit, study, transport, outcome, *chosen)
     told = {
         "device": str(device),
         "images_on": images_on,
@@ -119,7 +120,7 @@ def train_unit(
         **settled[0],
     }
     notes = [stored.note] if stored else []
-    _finish(unit, study, arm, outcome, backbone.module, layout, folder, (told, settled[1]), notes)
+    write_unit(unit, study, arm, outcome, backbone.module, layout, folder, (told, settled[1]), notes)
 
 
 def _sites(
@@ -207,8 +208,8 @@ def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: Site
         trainer.restimate_norms(workspace.model, data)
 
 
-def _settle(
-    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors, sites: dict[str, Tensors]
+def settle(
+    unit: Unit, study: Study, transport: Transport, outcome: Outcome, model: Tensors, sites: dict[str, Tensors]
 ) -> tuple[dict[str, Any], list[str]]:
     """What the training sites still have to say of the finished model: its temperature, and its threshold.
 
@@ -241,7 +242,7 @@ def _settle(
     return entry, warnings
 
 
-def _finish(
+def write_unit(
     unit: Unit,
     study: Study,
     arm: Arm,
@@ -252,6 +253,7 @@ def _finish(
     settled: tuple[dict[str, Any], list[str]],
     notes: list[str],
 ) -> None:
+    """Write ``unit.json``, last of all: the unit is done."""
     progress = outcome.progress
     told, said = settled
     warnings = [*progress.warnings, *said, *notes]
