@@ -58,12 +58,13 @@ class MemoryLink:
     since: dict[str, float] = field(default_factory=dict)
     posted: list[tuple[str, str, bytes]] = field(default_factory=list)
     extra: list[tuple[str, bytes | None]] = field(default_factory=list)
-    traffic: list[tuple[str, str, int]] = field(default_factory=list)
+    traffic: list[tuple[str, str, bool]] = field(default_factory=list)
     count: int = 0
 
     def post(self, site: str, content: bytes, *, lifetime: float) -> str:
         self.count += 1
-        self.traffic.append((site, unpack(content, limit=LIMIT).kind, len(content)))
+        question = unpack(content, limit=LIMIT)
+        self.traffic.append((site, question.kind, bool(question.tensors)))
         self.posted.append((ticket := f"ticket-{self.count}", site, content))
         return ticket
 

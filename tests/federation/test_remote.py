@@ -125,7 +125,7 @@ def test_over_a_link_the_model_is_that_of_one_process_to_the_byte(keys: dict[str
 def test_what_a_site_has_already_is_not_sent_again(tmp_path: Path) -> None:
     net = Net(tmp_path)
     net.loop()[0].run()
-    long = [(site, kind) for site, kind, size in net.link.traffic if size > 2000]
+    long = [(site, kind) for site, kind, whole in net.link.traffic if whole]
     # Each round's new model once: with the first training, and with each judging after it.
     assert long == [(s, "train") for s in SITES] + [(s, "evaluate") for _ in range(3) for s in SITES]
 
@@ -312,6 +312,38 @@ def _without(federation: Federation, name: str):  # type: ignore[no-untyped-def]
             yield Failure(name, 1, "away") if answer.site == name else answer
 
     return train
+
+
+@pytest.mark.parametrize("given", [["many"], None, {"a": 1}, [float("nan")], [True], [[1, 2]], "12"], ids=str)
+def test_counts_that_are_no_numbers_leave_the_site_out_and_end_nothing(given: object, tmp_path: Path) -> None:
+    net = Net(tmp_path, train={"loss": {"kind": "class_balanced", "prior": "federation"}})
+
+    def change(site: str, question: bytes, answer: bytes) -> list[bytes | None]:
+        found = unpack(answer, limit=LIMIT)
+        if site == "lagos" and unpack(question, limit=LIMIT).kind == "counts":
+            return [pack(replace(found, head={**found.head, "counts": given}))]
+        return [answer]
+
+    net.link.change = change
+    assert set(net.remote().class_counts()) == {"kampala", "quito"}
+    assert "class counts: Site 'lagos': its 'counts' is no row of numbers" in net.warnings
+
+
+@pytest.mark.parametrize("given", [{"quito": {"macro_f1": 1.0}}, {"lagos": {"macro_f1": "best"}}, [1], None], ids=str)
+def test_a_validation_in_anothers_name_or_without_numbers_is_left_out(given: object, tmp_path: Path) -> None:
+    net = Net(tmp_path)
+
+    def change(site: str, question: bytes, answer: bytes) -> list[bytes | None]:
+        found = unpack(answer, limit=LIMIT)
+        if site == "lagos" and unpack(question, limit=LIMIT).kind == "evaluate":
+            return [pack(replace(found, head={**found.head, "validation": given}))]
+        return [answer]
+
+    net.link.change = change
+    found = net.loop(rounds=1)[0].run()
+    judged = {s for s, entry in found.progress.history[0]["sites"].items() if "validation" in entry}
+    assert judged == {"kampala", "quito"}
+    assert "Site 'lagos': its validation" in net.warnings
 
 
 def test_late_double_and_unasked_answers_are_named_and_not_used(tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def status(folder: Path, /, *, json: bool = False) -> int:
     sys.stdout.write(f"federation {settings.name}: {state}\nstudy hash {found['study']}\n")
     if "units" in found:
         sys.stdout.write(f"{found['units'][0]} of {found['units'][1]} units done; {found['now']} ({found['time']})\n")
+        for site, here in found["sites"].items() if running else ():
+            sys.stdout.write(f"site {site}: {'connected' if here['connected'] else 'not connected'}\n")
         sys.stdout.writelines(f"  {line}\n" for line in found["lines"])
         sys.stdout.writelines(f"ledger of {site}: {head}\n" for site, head in found["ledgers"].items())
     if state == "killed":

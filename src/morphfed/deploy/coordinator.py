@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed
     from morphfed.experiment.units import Unit
     from morphfed.federation.transports.flower.server import Run, Server, ServerFiles
-    from morphfed.federation.transports.link import Link
+    from morphfed.federation.transports.link import Link, Presence
 
 STATUS = "status.json"
 RUN = "run"
@@ -47,7 +48,9 @@ class Status:
         path: the file.
         study: hash.
         units: done and in all.
-        lines: the last things said.
+        text, lines: what is being done, and the last things said.
+        ledgers: site → last hash of its ledger.
+        link: to the sites, while a unit is trained.
     """
 
     path: Path
@@ -56,6 +59,7 @@ class Status:
     text: str = "starting"
     lines: list[str] = field(default_factory=list)
     ledgers: dict[str, str] = field(default_factory=dict)
+    link: Link | None = None
     _written: float = 0.0
 
     def tell(self, event: Event) -> None:
@@ -72,6 +76,7 @@ class Status:
             return
         self._written = time.monotonic()
         found = {
+            "sites": {site: vars(here) for site, here in self._presence().items()},
             "study": self.study,
             "units": self.units,
             "now": self.text,
@@ -82,6 +87,12 @@ class Status:
             "ended": ended,
         }
         write_json(self.path, found)
+
+    def _presence(self) -> Mapping[str, Presence]:
+        try:
+            return self.link.presence() if self.link else {}
+        except LinkError:  # the round loop meets it too, and deals with it
+            return {}
 
 
 def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
@@ -195,9 +206,9 @@ def _train(
     from morphfed.federation.transports.flower.grid import GridLink
 
     assert opened.grid is not None
-    link = GridLink(opened.grid, opened.nodes)
+    link = status.link = GridLink(opened.grid, opened.nodes)
     remote = train_over(link, unit, agreed, settings, run, last=last, report=report)
-    status.ledgers = remote.ledgers
+    status.ledgers, status.link = remote.ledgers, None
 
 
 def train_over(

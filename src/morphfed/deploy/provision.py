@@ -168,7 +168,7 @@ def _write_texts(folder: Path, settings: FederationSettings, agreed: Agreed, unt
         "hash": agreed.hash,
         "until": f"{until:%Y-%m-%d}",
         "version": __version__,
-        "command": shutil.which("morphfed") or f"{sys.executable} -m morphfed",
+        "command": shutil.which("morphfed") or Path(sys.executable).with_name("morphfed"),
         "environment": _environment(),
     }
     locations = "".join(Template(templates.LOCATION).substitute(known, path=path) for path in templates.PATHS)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from morphfed.federation.transports.parcel import Parcel, ParcelError, digest, p
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+T = TypeVar("T")
 
 ECHOED = ("study", "unit", "site", "round", "nonce")
 """What of a question's head its answer repeats."""
@@ -48,7 +50,7 @@ class Patience:
 
     deadline: float = 3600.0
     absent: float = 120.0
-    poll: float = 0.2
+    poll: float = 0.5
     tell: float = 15.0
     again: float = 5.0
 
@@ -213,22 +215,23 @@ class Remote:
 
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
         """Validation metrics of the sites that answer; the others are named in a warning."""
+
+        def judged(site: str, answer: Parcel) -> dict[str, Metrics]:
+            found = answer.head.get("validation")
+            if not _numbers(found) or set(found) - {site}:
+                raise _NotUsableError("its validation is not made of numbers of its own")
+            return {where: {str(k): float(v) for k, v in m.items()} for where, m in found.items()}
+
+        what = f"round {round_number}, judging"
         found: dict[str, Metrics] = {}
-        for one, answer in self._all("evaluate", {"round": round_number}, downloads, f"round {round_number}, judging"):
-            judged = answer.head.get("validation", {})
-            if _numbers(judged):
-                found |= {where: dict(m) for where, m in judged.items() if where == one.site}
-            else:
-                self._warn(f"Site '{one.site}': its validation is not made of numbers; it is left out.")
+        for metrics in self._all("evaluate", {"round": round_number}, downloads, what, judged).values():
+            found |= metrics
         return found
 
     def class_counts(self) -> dict[str, NDArray[np.int64]]:
         """Training images of each class, of the sites that answer."""
-        nobody = dict.fromkeys(self._names)
-        return {
-            one.site: np.array(answer.head.get("counts", []), dtype=np.int64)
-            for one, answer in self._all("counts", {}, nobody, "class counts")
-        }
+        found = self._all("counts", {}, dict.fromkeys(self._names), "class counts", _row("counts"))
+        return {site: row.astype(np.int64) for site, row in found.items()}
 
     def use_class_counts(self, counts: NDArray[np.int64]) -> None:
         """Sent with every further question, so that a restarted site has them too."""
@@ -253,10 +256,7 @@ class Remote:
             "views": views,
             "state": self._state_of,
         }
-        return {
-            one.site: np.array(answer.head.get("sums", []), dtype=np.float64)
-            for one, answer in self._all("sums", head, downloads, statistic)
-        }
+        return self._all("sums", head, downloads, statistic, _row("sums"))
 
     def site_states(self) -> dict[str, Tensors]:
         """None: private state never leaves a site; each keeps its own, round by round."""
@@ -277,8 +277,7 @@ class Remote:
             use: the round that it is of.
             over: whether this was the last unit.
         """
-        for _ in self._all("finish", {"use": use, "over": over}, downloads, "the end"):
-            pass
+        self._all("finish", {"use": use, "over": over}, downloads, "the end", lambda site, answer: None)
 
     def use_state_of(self, round_number: int) -> None:
         """Sums that follow are of the private state of this round."""
@@ -313,17 +312,24 @@ class Remote:
         return one
 
     def _all(
-        self, kind: str, head: Mapping[str, Any], downloads: Mapping[str, Tensors | None], what: str
-    ) -> Iterator[tuple[_Asked, Parcel]]:
-        """Answers of the sites that give a usable one; the others are named."""
+        self,
+        kind: str,
+        head: Mapping[str, Any],
+        downloads: Mapping[str, Tensors | None],
+        what: str,
+        read: Callable[[str, Parcel], T],
+    ) -> dict[str, T]:
+        """What the sites answer, in order; those that give nothing usable are named and left out."""
+        found = {}
         for one in self._answers(self._ask(kind, head, downloads), what):
+            if one.failed:
+                self._warn(f"{what}: {one.failed}")
+                continue
             try:
-                if one.failed:
-                    raise _NotUsableError(one.failed)
-                yield one, self._read(one)
+                found[one.site] = read(one.site, self._read(one))
             except _NotUsableError as cause:
-                why = str(cause) if one.failed else f"Site '{one.site}': {cause}."
-                self._warn(f"{what}: {why}")
+                self._warn(f"{what}: Site '{one.site}': {cause}.")
+        return found
 
     def _answers(self, asked: list[_Asked], what: str) -> Iterator[_Asked]:
         """Every question once, in order, when it is answered or given up."""
@@ -359,8 +365,10 @@ class Remote:
             if one is None:
                 self._warn(f"an answer to no question came ({ticket[:12]}); it was not used.")
             elif content is None:
-                self._warn(f"the answer of site '{one.site}' was lost on its way; it is asked again.")
                 one.ticket = ""
+                here = self._link.presence().get(one.site)
+                if here and here.connected:  # otherwise the question was, and it is asked when it is back
+                    self._warn(f"the answer of site '{one.site}' was lost on its way; it is asked again.")
             else:
                 self._keep(one, content)
 
@@ -473,6 +481,22 @@ def _upload(answer: Parcel) -> Upload:
     assert isinstance(metrics, dict)
     numbers = {str(k): float(v) for k, v in metrics.items()}
     return Upload(str(answer.head["site"]), int(answer.head["round"]), answer.tensors, float(weight), numbers)
+
+
+def _row(key: str) -> Callable[[str, Parcel], NDArray[np.float64]]:
+    """Reads a row of numbers."""
+
+    def read(site: str, answer: Parcel) -> NDArray[np.float64]:
+        values = answer.head.get(key)
+        if not isinstance(values, list) or not all(_number(v) for v in values):
+            raise _NotUsableError(f"its '{key}' is no row of numbers")
+        return np.array(values, dtype=np.float64)
+
+    return read
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _numbers(found: Any) -> bool:

@@ -53,7 +53,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 HEARTBEAT = 20
-"""Seconds between two signs of life; the coordinator calls a site gone after two that did not come."""
+"""Seconds within which the server can expect a sign of life; it calls a site gone after twice as long without one."""
+
+_BEAT = 12.0  # seconds between two of them
+_BRIEF = 30.0  # seconds for which asking is tried again before the connection is made anew
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class FleetLine:
 
     Args:
         credentials: of the site.
-        patience: seconds for which a call is tried again while the network is away.
+        patience: seconds for which an object is sent or fetched again while the network is away.
 
     Raises:
         LinkError: on entry: the coordinator cannot be reached, or does not let the site in.
@@ -99,7 +102,7 @@ class FleetLine:
             verify=_context(credentials),
             timeout=60.0,
         )
-        self._retry = Retry(patience)
+        self._retry, self._brief = Retry(patience), Retry(_BRIEF)
         self._node: Node | None = None
         self._stop, self._lost = threading.Event(), threading.Event()
         self._beats: threading.Thread | None = None
@@ -130,7 +133,7 @@ class FleetLine:
     def _beat(self) -> None:
         """Signs of life, also while the site trains."""
         request = SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT)
-        while not self._stop.wait(HEARTBEAT):
+        while not self._stop.wait(_BEAT):
             try:
                 if not self._client.SendNodeHeartbeat(request).success:
                     self._lost.set()
@@ -146,7 +149,7 @@ class FleetLine:
             raise LinkError(f"{self._where} no longer knows this connection.", fix="nothing; it is made anew.")
         node = cast(Node, self._node)
         with as_link_errors(self._where):
-            found = self._retry.invoke(self._client.PullMessages, PullMessagesRequest(node=node))
+            found = self._brief.invoke(self._client.PullMessages, PullMessagesRequest(node=node))
             if not found.messages_list:
                 return None
             tree, run = found.message_object_trees[0], found.messages_list[0].metadata.run_id
