@@ -10,7 +10,7 @@ from morphfed.federation.transports.link import Presence
 from morphfed.federation.transports.parcel import Parcel, pack, unpack
 from morphfed.federation.transports.remote import ECHOED, REFUSAL
 
-LIMIT = 1 << 22
+LIMIT = 1 << 26
 
 Answers = Callable[[bytes], bytes]
 

@@ -64,6 +64,8 @@ def as_link_errors(where: str) -> Iterator[None]:
         raise _refused(where, cause) from cause
     except httpx.HTTPError as cause:
         raise _unreached(where, cause) from cause
+    except ValueError as cause:  # Flower's word for an answer that is not its own
+        raise LinkError(f"{where} answers something else than Flower.", fix="check the address and port.") from cause
 
 
 def _refused(where: str, cause: httpx.HTTPStatusError) -> LinkError:

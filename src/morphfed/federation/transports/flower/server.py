@@ -139,7 +139,7 @@ class Server:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=files.state
             )
-        end = time.monotonic() + 90
+        end = time.monotonic() + 300  # on a busy machine its imports alone can take minutes
         while not _listening(files.port):
             if self._process.poll() is not None or time.monotonic() > end:
                 self.stop()
