@@ -104,7 +104,7 @@ def idle_federation(model: nn.Module, *, rounds: int, folder: Path, checkpoints:
 
 def one_epoch(trainer: Trainer, images: ImageSet) -> int:
     """Draw an epoch's batches as training does; the number of images seen."""
-    return sum(len(labels) for _, labels in trainer._batches(images, "site", 1, 1))
+    return sum(len(piece.targets) for pieces in trainer._batches(images, "site", 1, 1) for piece in pieces)
 
 
 class Generated:

@@ -15,6 +15,8 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +24,15 @@ import torch
 from torch import nn
 
 from _table import Options, Row, rows_are_wanted, run
-from morphfed.algorithms.base import ALGORITHMS
+from morphfed.algorithms.base import ALGORITHMS, CoordinatorHalf
 from morphfed.core.seeding import derive, numpy_stream, torch_stream
 from morphfed.core.types import Spec
 from morphfed.data.augment import Augment
 from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.coding.wire import Coding
 from morphfed.federation.loop import FederationConfig, RoundLoop
 from morphfed.federation.site import UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
+from morphfed.federation.statistics import class_counts
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.backbone import ModelConfig, build
 from morphfed.models.layout import Layout
@@ -62,9 +66,11 @@ def image_set(store: Memory, start: int, n: int) -> ImageSet:
 class Setting:
     """One network, one store, the sites' sets."""
 
-    def __init__(self, model: str, size: int, precision: str, rounds: int, *, share: int = 1) -> None:
+    def __init__(
+        self, model: str, size: int, precision: str, rounds: int, *, share: int = 1, local_epochs: int = 1
+    ) -> None:
         self.size, self.rounds = size, rounds
-        self.config = TrainConfig(precision=precision, batch_size=16)  # type: ignore[arg-type]
+        self.config = TrainConfig(precision=precision, batch_size=16, local_epochs=local_epochs)  # type: ignore[arg-type]
         counts = {name: n // share for name, n in SITES.items()}
         store = Memory(sum(counts.values()) + VALIDATION * len(SITES), size)
         self.train, self.validation, start = {}, {}, 0
@@ -81,15 +87,25 @@ class Setting:
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    return {"balanced_accuracy": float((probabilities.argmax(1) == labels).mean())}
+    right = float((probabilities.argmax(1) == labels).mean())
+    return {"balanced_accuracy": right, "macro_f1": right}
 
 
-def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch.Tensor]:
-    """The arm as a study runs it, checkpoints on disk included."""
+@dataclass(frozen=True)
+class Federation:
+    """An arm that is ready to run."""
+
+    loop: RoundLoop
+    coordinator: CoordinatorHalf
+    sites: list[Site]
+
+
+def federation(setting: Setting, algorithm: str, folder: Path, keys: Mapping[str, object] | None = None) -> Federation:
+    """The arm as a study runs it, checkpoints on disk included; ``keys`` are the algorithm's own."""
     named = ALGORITHMS[algorithm]
-    config = named.config()
+    config = named.config(**(keys or {}))
     layout = Layout.of(setting.model, setting.backbone.head)
-    workspace = Workspace.of(setting.model, layout)
+    workspace = Workspace.of(setting.model, layout, named.travels(config, layout))
     trainer = Trainer(
         setting.config,
         mean=setting.backbone.mean,
@@ -98,9 +114,9 @@ def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch
         seed=0,
     )
     state = setting.model.state_dict()
-    declared = Declaration(
-        {k: Spec.of(state[k]) for k in workspace.travels}, UPLOAD_METRICS, "benchmark", VALIDATION_METRICS
-    )
+    coding = Coding.none(named.uploads(config, layout, {k: Spec.of(state[k]) for k in workspace.travels}))
+    counts = class_counts(CLASSES) if named.counts(config) else {}
+    declared = Declaration(coding.specs, UPLOAD_METRICS | named.numbers, "benchmark", VALIDATION_METRICS, counts)
     sites = [
         Site(
             name,
@@ -112,16 +128,20 @@ def federated(setting: Setting, algorithm: str, folder: Path) -> dict[str, torch
             gate=EgressGate(name, declared, folder / "ledger.jsonl"),
             measure=accuracy,
             keep_optimizer=False,
+            coding=coding,
         )
         for name in SITES
     ]
+    coordinator = named.coordinator(config, {k: state[k] for k in workspace.travels}, layout)
     loop = RoundLoop(
         FederationConfig(rounds=setting.rounds),
-        coordinator=named.coordinator(config, {k: state[k] for k in workspace.travels}, layout),
+        coordinator=coordinator,
         transport=InProcess(sites),
         store=CheckpointStore(folder, "benchmark"),
+        coding=coding,
+        share_counts=bool(counts),
     )
-    return loop.run().last
+    return Federation(loop, coordinator, sites)
 
 
 def bare(setting: Setting, mu: float) -> None:
@@ -184,7 +204,7 @@ def measure(setting: Setting, algorithm: str, pairs: int) -> dict[str, float]:
                 if side == "bare":
                     bare(setting, mu)
                 else:
-                    federated(setting, algorithm, Path(folder))
+                    federation(setting, algorithm, Path(folder)).loop.run()
                 times[side] = time.perf_counter() - start
         if pair:  # the first pair warms up
             ratios.append(times["federated"] / times["bare"])

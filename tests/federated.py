@@ -19,6 +19,7 @@ from morphfed.federation.statistics import class_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
+from morphfed.privacy.noise import Noise, NoiseConfig
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet, MaskSet
 from morphfed.training.trainer import Trainer
@@ -102,6 +103,7 @@ class Federation:
         model: nn.Module | None = None,
         upload: dict[str, object] | None = None,
         download: Download = "fp32",
+        noise: dict[str, object] | None = None,
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
         self.model = model or make_model(batch_norm=norm != "none")
@@ -127,6 +129,13 @@ class Federation:
             changes=named.changes(uploads),
             seed=seed,
         )
+        noising = NoiseConfig.model_validate(noise or {})
+        weights = self.layout.parameters.intersection(going)
+        self.noise = (
+            Noise(noising, weights=weights, changes=named.changes(uploads), seed=seed)
+            if noising.kind != "none"
+            else None
+        )
         declaration = Declaration(self.coding.specs, numbers, "test", VALIDATION_METRICS, statistics)
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +152,7 @@ class Federation:
                 keep_optimizer=keep_optimizer,
                 coding=self.coding,
                 judges_own=retrogress,
+                noise=self.noise,
             )
             for i, (name, n) in enumerate(sizes.items())
         ]
@@ -150,10 +160,12 @@ class Federation:
         self.transport = InProcess(self.sites)
         self.store = CheckpointStore(folder, "study") if folder else None
         self.loop = RoundLoop(
-            FederationConfig(rounds=rounds, quorum=quorum),
+            FederationConfig(rounds=rounds, quorum=quorum, noise=noising),
             coordinator=self.coordinator,
             transport=self.transport,
             store=self.store,
             coding=self.coding,
             share_counts=shared,
+            noise=self.noise,
+            seed=seed,
         )

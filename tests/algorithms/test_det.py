@@ -111,7 +111,8 @@ def test_against_a_plain_loop(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(0, "dropout", "quito", 1))
         batches = islice(trainer._batches(site._train, "quito", 1, len(stages)), steps)
-        for number, (images, labels) in enumerate(batches):
+        for number, (piece,) in enumerate(batches):
+            images, labels = piece.inputs, piece.targets
             stage = stages[number // 3]
             d.train(), p.train()
             zd, zp = d(images), p(images)

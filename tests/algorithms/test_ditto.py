@@ -134,4 +134,4 @@ def test_free_of_order(order_free: Callable[..., None]) -> None:
 
 def test_keys(refuses: Callable[..., None]) -> None:
     refuses(DittoConfig, "lamb", "lam")
-    assert ALGORITHMS["ditto"].newcomer == "the global model"
+    assert ALGORITHMS["ditto"].newcomer(DittoConfig()) == "the global model"

@@ -58,5 +58,5 @@ def test_steady_and_free_of_order(steady: Callable[..., Any], order_free: Callab
 
 
 def test_a_newcomer_is_told_of_the_adaptation(refuses: Callable[..., None]) -> None:
-    assert "re-estimated" in ALGORITHMS["fedbn"].newcomer
+    assert "re-estimated" in ALGORITHMS["fedbn"].newcomer(FedBNConfig())
     refuses(FedBNConfig, "weigthing", "weighting")

@@ -74,5 +74,5 @@ def test_steady_and_free_of_order(steady: Callable[..., Any], order_free: Callab
 
 
 def test_a_newcomer_has_no_classifier(refuses: Callable[..., None]) -> None:
-    assert ALGORITHMS["fedper"].newcomer == ""
+    assert ALGORITHMS["fedper"].newcomer(FedPerConfig()) == ""
     refuses(FedPerConfig, "wheighting", "weighting")

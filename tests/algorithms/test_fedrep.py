@@ -87,4 +87,4 @@ def test_steady_with_kept_moments_and_local_norms(steady: Callable[..., Any]) ->
 
 def test_keys(refuses: Callable[..., None]) -> None:
     refuses(FedRepConfig, "head_epoch", "head_epochs")
-    assert ALGORITHMS["fedrep"].newcomer == ""
+    assert ALGORITHMS["fedrep"].newcomer(FedRepConfig()) == ""

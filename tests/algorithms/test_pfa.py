@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from morphfed.algorithms.base import ALGORITHMS
+from morphfed.algorithms.base import ALGORITHMS, Outlook
 from morphfed.algorithms.prr.fourier import Pfa, PfaConfig, share_of_sides
 from morphfed.algorithms.prr.spectrum import band_weights, matrix, plane, share_band, shared_band, weight_of
 from morphfed.core.types import Tensors, Upload
@@ -75,9 +75,9 @@ def written_out(models: np.ndarray, ratio: float, phase: str, symmetric: bool, s
 
 def mix(models: np.ndarray, ratio: float, phase: Any, symmetric: bool, sides: Any) -> np.ndarray:
     stack = torch.from_numpy(models)
-    shares = torch.full((len(models),), 1 / len(models), dtype=torch.float64)
-    found = share_band(stack, stack.mean(0), shares, ratio=ratio, phase=phase, symmetric=symmetric, sides=sides)
-    return found.numpy()
+    shares = [1 / len(models)] * len(models)
+    found = share_band(list(stack), stack.mean(0), shares, ratio=ratio, phase=phase, symmetric=symmetric, sides=sides)
+    return torch.stack(list(found)).numpy()
 
 
 @pytest.mark.parametrize("phase", GOLDEN)
@@ -213,7 +213,7 @@ def coordinator(**keys: Any) -> tuple[Pfa, tuple[str, ...]]:
     config, layout = PfaConfig(**keys), layout_of(model)
     names = ALGORITHMS["pfa"].travels(config, layout)
     half = Pfa({n: model.state_dict()[n] for n in names}, layout, config)
-    half.plan(10)
+    half.plan(Outlook(10))
     return half, names
 
 
@@ -259,10 +259,8 @@ def test_a_site_without_an_upload_gets_the_band_of_the_others() -> None:
     before = half.download("b")["2.weight"].double().clone()
     one_round(half, 2, {"a": c, "c": d})
     mean = (c["2.weight"] + d["2.weight"]).double() / 2
-    flat = torch.stack([plane(before), plane(mean)])
-    expected = share_band(
-        flat, flat[1], torch.tensor([0.0, 1.0]), ratio=0.725, phase="complex", symmetric=True, sides=2
-    )[0]
+    flat = [plane(before), plane(mean)]
+    expected, _ = share_band(flat, flat[1], [0.0, 1.0], ratio=0.725, phase="complex", symmetric=True, sides=2)
     torch.testing.assert_close(plane(half.download("b")["2.weight"]).double(), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(half.model()["2.weight"].double(), mean, atol=1e-6, rtol=1e-6)
     assert half.download("nobody") is half.model()
@@ -277,7 +275,7 @@ def test_weights_by_images() -> None:
 
 def test_the_rounds_must_be_known() -> None:
     half, names = coordinator()
-    half.plan(0)
+    half.plan(Outlook(0))
     with pytest.raises(RuntimeError, match="plan"):
         one_round(half, 1, {"a": uploads_of(names, 1)[0]})
 

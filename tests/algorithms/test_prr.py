@@ -142,6 +142,42 @@ def test_prototypes_are_class_means_of_what_enters_the_classifier() -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in found.items())
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_prototypes_of_masks_are_means_over_images_of_means_over_pixels(channels_last: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 3, 1))
+    images, masks = torch.randn(5, 2, 6, 4), torch.randint(0, 2, (5, 6, 4), dtype=torch.uint8)
+    masks[3] = 0  # this image shows nothing; no image shows class 2
+    if channels_last:
+        images, model = (
+            images.contiguous(memory_format=torch.channels_last),
+            model.to(memory_format=torch.channels_last),
+        )  # type: ignore[call-overload]
+    state: Tensors = {}
+    with PrototypeObjective(PrototypeConfig()).of(work_of(model, state), nothing(), model) as aim:
+        assert aim.watched is not None
+        for part in (slice(0, 2), slice(2, 5)):
+            aim.watched(model(images[part]), masks[part])
+    z = torch.relu(model[0](images)).detach().permute(0, 2, 3, 1)
+    rows = [torch.stack([z[i][masks[i] == k].mean(0) for i in range(5) if (masks[i] == k).any()]) for k in (0, 1)]
+    assert [len(row) for row in rows] == [5, 4]
+    found = aim.uploads()
+    torch.testing.assert_close(found[MEAN], torch.stack([*(row.mean(0) for row in rows), torch.zeros(5)]))
+    assert found[SEEN].tolist() == [1, 1, 0]
+
+
+def test_defaults_of_masks_are_those_of_the_prostate() -> None:
+    for name in ("prr", "prr-2021"):
+        found = ALGORITHMS[name].config(**ALGORITHMS[name].defaults["segmentation"])
+        assert found.model_dump(include={"tau", "prototypes", "init_share", "metric", "beta"}) == {
+            "tau": 1.0,
+            "prototypes": "average",
+            "init_share": 0.05,
+            "metric": "dice",
+            "beta": 0.8,
+        }
+
+
 def test_gamma_compares_with_the_round_before() -> None:
     own = {MEAN: torch.eye(3, 5), SEEN: torch.tensor([1.0, 1.0, 0.0])}
     down = {MEAN: torch.eye(3, 5), SPREAD: torch.zeros(3, 5), SITES: torch.tensor([2.0, 1.0, 2.0])}

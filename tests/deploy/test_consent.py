@@ -66,6 +66,7 @@ def test_the_hash_is_the_same_wherever_the_images_are(study: Path, tmp_path: Pat
         "arms.fedprox={}",
         "evaluation.calibrate=temperature",
         "evaluation.retrogress=true",
+        "federation.noise={kind='as_published', draw='secret'}",
         "sites.dogwood={path='x'}",
         "held_out=[]",
         'classes=["neutrophil", "monocyte"]',
@@ -86,6 +87,7 @@ def test_only_arms_that_move_models_are_trained(study: Path) -> None:
     ("override", "why"),
     [
         ("arms={local={}}", "no arm moves"),
+        ("federation.noise.kind=as_published", "could subtract it"),
         ('held_out=["birch", "cedar"]', "one site trains"),
     ],
 )

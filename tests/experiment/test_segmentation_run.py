@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 from morphfed.algorithms.base import ALGORITHMS
 from morphfed.core.errors import ConfigError, DataError
@@ -154,7 +155,7 @@ def test_every_algorithm_that_is_defined_for_masks_runs(study: Path) -> None:
     assert {"fedavg", "fedprox", "fedmedian", "fedbn", "ditto", "scaffold", "fedadam", "qfedavg"} <= set(names)
     # Rules against outliers want more sites than two.
     few = {"krum", "multikrum", "fedtrimmed"}
-    keys = {"prr": "loss='task'", "qfedavg": "lipschitz=100.0"}  # prr's own loss is of classes
+    keys = {"qfedavg": "lipschitz=100.0"}
     arms = ", ".join(f"{name}={{{keys.get(name, '')}}}" for name in names if name not in few)
     finished = run(study, f"arms={{{arms}}}", "federation.rounds=1")
     assert not finished.failed
@@ -165,8 +166,6 @@ def test_every_algorithm_that_is_defined_for_masks_runs(study: Path) -> None:
 def test_what_needs_a_classifier_says_so(study: Path) -> None:
     with pytest.raises(ConfigError, match=r"arms\.moon: 'moon' is defined for a classifier's features"):
         load_study(study, ["arms={moon={}}"])
-    with pytest.raises(ConfigError, match=r"arms\.prr: .* as it is set: loss = 'cpa' compares mean features"):
-        load_study(study, ["arms={prr={}}"])
     with pytest.raises(ConfigError, match=r"arms\.det: .*metric = 'macro_f1' is a score of classes"):
         load_study(study, ["arms={det={metric='macro_f1'}}"])
 
@@ -180,6 +179,25 @@ def test_a_deputy_is_judged_by_its_masks(study: Path) -> None:
     }
     finished = run(study, "arms={det={}}", "federation.rounds=1", "train.local_epochs=3")
     assert not finished.failed
+
+
+def test_prototypes_of_pixels_where_a_site_lacks_a_structure(study: Path) -> None:
+    for path in (study.parent / "west" / "masks").iterdir():
+        values = np.asarray(Image.open(path)).copy()
+        Image.fromarray(np.where(values == 1, 2, values).astype(np.uint8)).save(path)
+    finished = run(study, "arms={prr={init_share=0.0}}", "federation.rounds=2", "train.local_epochs=2")
+    assert not finished.failed
+    folder = finished.run / "units/prr/all/seed-0"
+    ledger = [json.loads(line) for line in (folder / "ledger.jsonl").open()]
+    counts = {line["site"]: line["values"] for line in ledger if line.get("statistic") == "class_counts"}
+    assert sum(counts["east"]) == 10 * 32 * 32
+    assert counts["west"][1] == 0 < counts["west"][2]
+    for name, seen in (("east", [1, 1, 1]), ("west", [1, 0, 1])):
+        kept = load_file(folder / "sites" / name / "last.safetensors")
+        assert kept["algorithm/prototypes/seen"].tolist() == seen
+        assert kept["algorithm/prototypes/mean"].shape == (3, 8)
+        assert all(tensor.isfinite().all() for tensor in kept.values())
+    assert "its number of training pixels of each class" in finished.report.read_text()
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,13 @@ def test_a_record_holds_what_left_with_a_digest_of_its_bytes(tmp_path: Path) -> 
     assert sum(item["bytes"] for item in upload["items"]) == upload["bytes"]
 
 
+def test_noise_is_on_record_as_it_was_added(tmp_path: Path) -> None:
+    gate = EgressGate("kampala", DECLARED, ChainedLedger(tmp_path / "l"))
+    gate.release(_upload(1), noise={"kind": "calibrated", "clip": 1.0, "epsilon": 3.5})
+    (record,) = records(tmp_path / "l")
+    assert record["noise"] == {"kind": "calibrated", "clip": 1.0, "epsilon": 3.5}
+
+
 def test_the_chain_is_the_one_that_the_page_describes(tmp_path: Path) -> None:
     """Recomputed here from the words of the module: SHA-256 over the record's own text without its hash."""
     _filled(tmp_path / "l", 3)

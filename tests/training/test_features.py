@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -131,8 +132,8 @@ def test_training_draws_views_and_prediction_does_not(images: tuple[ImageStore, 
     trainer = Trainer(config, mean=(0.5,) * 3, std=(0.5,) * 3, device=torch.device("cpu"), seed=0)
     plain, turned = (kept.gather(data.views[:, v]) for v in (0, 1))
     seen = np.zeros(2, dtype=int)
-    for batch, _ in trainer._batches(data, "a", 1, 40):
-        for row in batch.numpy():
+    for piece in chain.from_iterable(trainer._batches(data, "a", 1, 40)):
+        for row in piece.inputs.numpy():
             one, two = (bool((np.abs(f - row).max(axis=1) == 0).any()) for f in (plain, turned))
             assert one != two  # exactly as stored: neither normalised nor perturbed
             seen += (one, two)

@@ -67,7 +67,7 @@ def test_learning_rate_by_hand() -> None:
 
 @pytest.mark.parametrize(("n", "batch", "sizes"), [(17, 8, [6, 6, 5]), (9, 8, [5, 4]), (3, 8, [3])])
 def test_no_batch_of_one(n: int, batch: int, sizes: list[int]) -> None:
-    found = [len(y) for _, y in trainer(batch_size=batch)._batches(image_set(n), "a", 1, 1)]
+    found = [len(p.targets) for pieces in trainer(batch_size=batch)._batches(image_set(n), "a", 1, 1) for p in pieces]
     assert found == sizes
 
 
@@ -76,7 +76,7 @@ def test_each_image_once_an_epoch_in_an_order_of_its_own() -> None:
     seen: list[int] = []
     original = data.batch
     object.__setattr__(data, "batch", lambda where: (seen.extend(where.tolist()), original(where))[1])
-    list(t._batches(data, "a", 1, 2))
+    assert [len(list(pieces)) for pieces in t._batches(data, "a", 1, 2)] == [1] * 6  # pictures are never cut up
     assert sorted(seen[:12]) == sorted(seen[12:]) == list(range(12))
     assert seen[:12] != seen[12:]
 

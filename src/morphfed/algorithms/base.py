@@ -97,6 +97,21 @@ def not_offered(*_: object, **__: object) -> Any:
     raise RuntimeError("this SiteWork does not offer what the algorithm asks for")
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a coordinator half may know before round 1.
+
+    Attributes:
+        rounds: how many there will be.
+        sites: those that take part, in the study's order.
+        seed: of the study, for what the coordinator draws.
+    """
+
+    rounds: int
+    sites: tuple[str, ...] = ()
+    seed: int = 0
+
+
 @dataclass
 class SiteWork:
     """What a site half works with in one round.
@@ -181,8 +196,12 @@ class CoordinatorHalf(ABC):
     Every site of the study is in every cohort; one whose upload is missing or was rejected is never folded in.
     """
 
-    def plan(self, rounds: int) -> None:
-        """Told once, before anything else, how many rounds there will be; most rules need not know."""
+    def plan(self, outlook: Outlook) -> None:
+        """Told once, before anything else; most rules need not know.
+
+        Raises:
+            ConfigError: keys that do not fit these sites or rounds.
+        """
         return
 
     @abstractmethod
@@ -228,6 +247,9 @@ class Facts:
     cost: str
 
 
+GLOBAL_MODEL = "the global model"
+
+
 def everything(config: AlgorithmConfig, layout: Layout) -> tuple[str, ...]:
     """All that is trained travels."""
     return layout.order
@@ -251,6 +273,11 @@ def one_training(config: AlgorithmConfig, local_epochs: int) -> int:
 def no_note(config: AlgorithmConfig, sites: int) -> str:
     """Nothing special."""
     return ""
+
+
+def the_global_model(config: AlgorithmConfig) -> str:
+    """What a newcomer uses where nothing is personal."""
+    return GLOBAL_MODEL
 
 
 def no_counts(config: AlgorithmConfig) -> bool:
@@ -282,7 +309,7 @@ class Algorithm:
         changes: those of ``uploads`` beside the model that are changes by nature, such as a control variate's, and may
             be coded like the weights' changes (``federation.upload``). All else is sent exactly. Default: none.
         numbers: names of numbers that go with an upload beyond those of every algorithm.
-        newcomer: what a site that took no part uses, in words; empty: the method defines nothing for it.
+        newcomer: what a site that took no part uses with these keys, in words; empty: nothing is defined for it.
         passes: passes over a site's training part in a round, from ``train.local_epochs``; for the plan's estimate.
         note: what the report must say of this method for a number of training sites; empty: nothing.
         counts: whether the method needs the sites' class counts, summed before round 1.
@@ -304,11 +331,11 @@ class Algorithm:
     uploads: Callable[[AlgorithmConfig, Layout, Specs], Specs] = the_same
     changes: Callable[[Specs], frozenset[str]] = no_changes
     numbers: frozenset[str] = frozenset()
-    newcomer: str = "the global model"
+    newcomer: Callable[[AlgorithmConfig], str] = the_global_model
     passes: Callable[[AlgorithmConfig, int], int] = one_training
     note: Callable[[AlgorithmConfig, int], str] = no_note
     counts: Callable[[AlgorithmConfig], bool] = no_counts
-    tasks: frozenset[str] = frozenset({"classification", "segmentation"})
+    tasks: frozenset[str] = frozenset({"classification", "segmentation", "mil"})
     unfit: Callable[[AlgorithmConfig, str], str] = fit_for_all
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

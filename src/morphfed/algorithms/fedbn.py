@@ -41,7 +41,9 @@ ALGORITHMS.register("fedbn")(
             cost="1 × local training",
         ),
         travels=without_norms,
-        newcomer="the global model with the norms that training started from, "
-        "their running statistics re-estimated on the newcomer's own unlabelled images",
+        newcomer=lambda config: (
+            "the global model with the norms that training started from, "
+            "their running statistics re-estimated on the newcomer's own unlabelled images"
+        ),
     )
 )

@@ -58,6 +58,6 @@ ALGORITHMS.register("fedper")(
             cost="1 × local training",
         ),
         travels=lambda config, layout: body(layout, "fedper"),
-        newcomer="",
+        newcomer=lambda config: "",
     )
 )

@@ -74,7 +74,7 @@ ALGORITHMS.register("fedrep")(
         ),
         passes=_passes,
         travels=lambda config, layout: body(layout, "fedrep"),
-        newcomer="",
+        newcomer=lambda config: "",
         note=lambda config, sites: "classifier and body are trained in turn, which can take more steps than FedAvg's",
     )
 )

@@ -42,6 +42,8 @@ class RunningMean:
             tensors: floating-point tensors, the same names and shapes at every call; they are not kept.
             weight: > 0.
         """
+        if not tensors:
+            return
         self._weight += weight
         if not self._mean:
             self._dtypes = {name: t.dtype for name, t in tensors.items()}

@@ -57,21 +57,25 @@ def contrastive(z: Tensor, z_glob: Tensor, z_prev: Tensor, temperature: float) -
 
 
 class Features:
-    """What last entered a network's classifier, ``(n, D)``."""
+    """What last entered a network's classifier."""
 
     def __init__(self) -> None:
         self._last: Tensor | None = None
 
     def take(self) -> Tensor:
-        """The features of the last forward pass, once; float32."""
+        """The features of each image in the last forward pass, once; float32 ``(n, D)``."""
+        z = self.take_maps().float()
+        return z.mean(dim=(2, 3)) if z.ndim == 4 else z.flatten(1)
+
+    def take_maps(self) -> Tensor:
+        """The same as they entered it, in their own type: ``(n, D, H, W)`` where a convolution draws masks of them."""
         if self._last is None:
             raise RuntimeError("the classifier was not called in this forward pass")
         z, self._last = self._last, None
         return z
 
     def _see(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        z = inputs[0].float()
-        self._last = z.mean(dim=(2, 3)) if z.ndim == 4 else z.flatten(1)
+        self._last = inputs[0]
 
     @classmethod
     @contextmanager
@@ -160,6 +164,6 @@ ALGORITHMS.register("moon")(
             cost="1 × local training and two more forward passes a step, from the second round on",
         ),
         travels=_travels,
-        tasks=frozenset({"classification"}),  # z is one vector an image, which a network that draws masks has not
+        tasks=frozenset({"classification"}),  # z is one vector an image: masks have none, heads of bags one an instance
     )
 )

@@ -23,6 +23,7 @@ app = cyclopts.App(
 app.command("morphfed.cli.doctor:run", name="doctor", help="Check this machine: Python, torch, disk, extras.")
 app.command("morphfed.cli.demo:run", name="demo", help="Train a small federation on synthetic films (minutes).")
 app.command("morphfed.cli.data:app", name="data", help="Draft manifests and check images before training.")
+app.command("morphfed.cli.slides:app", name="slides", help="Whole slides to tiles, tiles to bags of features.")
 app.command("morphfed.cli.models:app", name="models", help="Convert published weights and saved models.")
 app.command("morphfed.cli.plan:run", name="plan", help="Show what a study would do; trains nothing.")
 app.command("morphfed.cli.run:run", name="run", help="Run or resume a study; ends with a report.")
@@ -30,8 +31,8 @@ app.command("morphfed.cli.report:run", name="report", help="Write the report of 
 app.command("morphfed.cli.coordinator:app", name="coordinator", help="Run a federation over a network.")
 app.command("morphfed.cli.federation:app", name="federation", help="Set up a federation over a network.")
 app.command("morphfed.cli.site:app", name="site", help="Take part in a federation over a network.")
-app.command("morphfed.cli.catalogue:list_", name="list", help="List algorithms, models, sources or classes.")
-app.command("morphfed.cli.catalogue:show", name="show", help="Explain one algorithm, model, source or class.")
+app.command("morphfed.cli.catalogue:list_", name="list", help="List algorithms, models, heads, sources or classes.")
+app.command("morphfed.cli.catalogue:show", name="show", help="Explain one algorithm, model, head, source or class.")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 from typing import Any, Literal
 
-Kind = Literal["algorithms", "models", "sources", "classes"]
+Kind = Literal["algorithms", "models", "heads", "sources", "classes"]
 
 
 def list_(kind: Kind, filter: str = "*", /) -> int:
     """List what there is.
 
     Args:
-        kind: algorithms, models, sources or classes.
+        kind: algorithms, models, heads (of bags), sources or classes.
         filter: for models, a pattern such as 'resnet*'; 'torchvision' lists torchvision's.
     """
-    {"algorithms": _algorithms, "models": lambda: _models(filter), "sources": _sources, "classes": _classes}[kind]()
+    how = {"algorithms": _algorithms, "heads": _heads, "sources": _sources, "classes": _classes}
+    how.get(kind, lambda: _models(filter))()
     return 0
 
 
@@ -56,6 +57,14 @@ def _models(pattern: str) -> None:
         sys.stdout.write(f"{name}\n")
 
 
+def _heads() -> None:
+    from morphfed.models.mil import HEADS
+
+    rows = [[f"mil/{n}", h.title, h.equation, ", ".join(h.Config.model_fields), h.paper] for n, h in HEADS.items()]
+    _table("heads of bags", ["model.name", "what", "logits", "model.options", "paper"], rows)
+    sys.stdout.write("next: morphfed show mil/NAME\n")
+
+
 def _sources() -> None:
     from morphfed.data.sources.base import SOURCES
 
@@ -80,7 +89,7 @@ def _classes() -> None:
 
 
 def show(name: str, /) -> int:
-    """Explain one algorithm, model, source or class.
+    """Explain one algorithm, model, head, source or class.
 
     Args:
         name: as `morphfed list` prints it.
@@ -89,9 +98,12 @@ def show(name: str, /) -> int:
     from morphfed.core.errors import ConfigError, did_you_mean
     from morphfed.data.ontology import load_ontology
     from morphfed.data.sources.base import SOURCES
+    from morphfed.models.mil import HEADS
 
     if name in ALGORITHMS.names():
         _show_algorithm(ALGORITHMS[name])
+    elif name.removeprefix("mil/") in HEADS.names():
+        _show_head(name.removeprefix("mil/"))
     elif name in SOURCES.names():
         _show_source(name)
     elif name in load_ontology().nodes:
@@ -100,10 +112,10 @@ def show(name: str, /) -> int:
         below = ", ".join(ontology.children(name)) or "nothing"
         sys.stdout.write(f"class {name}\n  is a: {above}\n  includes: {below}\n")
     elif not _show_model(name):
-        known = [*ALGORITHMS.names(), *SOURCES.names(), *load_ontology().nodes]
+        known = [*ALGORITHMS.names(), *HEADS.names(), *SOURCES.names(), *load_ontology().nodes]
         raise ConfigError(
-            f"'{name}' is no algorithm, model, source or class.{did_you_mean(name, known)}",
-            fix="`morphfed list algorithms|models|sources|classes` prints the names.",
+            f"'{name}' is no algorithm, model, head, source or class.{did_you_mean(name, known)}",
+            fix="`morphfed list algorithms|models|heads|sources|classes` prints the names.",
         )
     return 0
 
@@ -116,6 +128,23 @@ def _show_algorithm(algorithm: Any) -> None:
     for key, field in algorithm.config.model_fields.items():
         default = "…" if field.is_required() else repr(field.default)
         sys.stdout.write(f"  {key} = {default}    # {field.description}\n")
+
+
+def _show_head(name: str) -> None:
+    """A head's equation, options, and sizes on CLAM's features."""
+    from morphfed.models.mil import HEADS, PARTS, build_head, part_keys
+
+    kind, head = HEADS[name], build_head(name, 1024, 2)
+    state = head.state_dict()
+    sizes = {part: sum(state[key].numel() for key in part_keys(head, part)) for part in PARTS}
+    sys.stdout.write(f"multiple-instance head {name}: {kind.title}\n  {kind.equation}\n  paper: {kind.paper}\n")
+    sys.stdout.write(f"  the order of instances {'matters' if kind.order_matters else 'does not matter'}\n")
+    parts = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
+    sys.stdout.write(
+        f"  parameters with 1,024 features and two classes: {sum(sizes.values()):,} ({parts})\n  options:\n"
+    )
+    for key, field in kind.Config.model_fields.items():
+        sys.stdout.write(f"    {key} = {field.default!r}    # {field.description}\n")
 
 
 def _show_source(name: str) -> None:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from morphfed.data.manifest import Manifest
     from morphfed.data.partition import Partition
 
-app = cyclopts.App(name="data", help="Draft a manifest from folders of images, and check it before training.")
+app = cyclopts.App(
+    name="data", help="Draft a manifest from folders of images, check it before training, make bags of it."
+)
 
 _SHOWN = 3  # files named for each reason of skipping
 
@@ -164,6 +166,61 @@ def _dealt(found: Partition, files: Mapping[str, Path]) -> str:
     lines.append(f"draws: {found.tries}")
     lines += [f"wrote {file}" for file in files.values()]
     return "\n".join(lines) + "\nnext: name them in a study as [sites.NAME] path = …\n"
+
+
+@app.command
+def bags(
+    manifest: Path,
+    /,
+    *,
+    model: str,
+    out: Path,
+    weights: str = "pretrained",
+    image_size: int = 224,
+    positive: str | None = None,
+    share: float = 0.2,
+    compose: int | None = None,
+    cells: int = 50,
+    seed: int = 0,
+    cache: Path = Path("runs/.cache"),
+) -> int:
+    """Make bags of blood cells for multiple-instance learning: one .h5 of features a patient, and a slide table a site.
+
+    A patient's label is that of its cells where they share one (a diagnosis). With --positive it follows from the film:
+    positive from --share of that cell on. With --compose patients are made up from a site's cells, each in one patient.
+
+    Args:
+        manifest: a .csv or .parquet manifest of cells.
+        model: encoder, any of timm's models.
+        out: folder for SITE/PATIENT.h5 and SITE/slides.csv.
+        weights: of the encoder: pretrained, or a .safetensors file.
+        image_size: side in pixels that cells are resized to.
+        positive: cell type that makes a patient positive, such as myeloblast.
+        share: of a patient's cells from which on it is positive.
+        compose: invent so many patients at each site.
+        cells: of each invented patient.
+        seed: of the invention.
+        cache: of pictures and features.
+    """
+    from morphfed.cli.display import Display
+    from morphfed.core.errors import ConfigError
+    from morphfed.data.manifest import Manifest
+    from morphfed.experiment.patient_bags import Composition, Encoder, Invented, patients_of, write_patient_bags
+
+    for key, value, least in (("--compose", compose, 2), ("--cells", cells, 1), ("--image-size", image_size, 16)):
+        if value is not None and value < least:
+            raise ConfigError(f"{key} is {value}, expected at least {least}.", fix="give a larger number.")
+    source = Manifest.read(manifest)
+    composition = None if positive is None else Composition(positive, share)
+    invented = None if compose is None else Invented(compose, cells, seed)
+    found, left_out = patients_of(source, composition, invented)
+    with Display() as display:
+        written = write_patient_bags(source, found, Encoder(model, weights, image_size, cache), out, report=display)
+    lines = [f"{s}: {', '.join(f'{n} {label}' for label, n in sorted(c.items()))}" for s, c in written.labels.items()]
+    lines += [f"left out {n:,} cells: {why}" for why, n in left_out.items() if n]
+    lines += [f"wrote {table}" for table in written.tables.values()]
+    sys.stdout.write("\n".join(lines) + "\nnext: name the folders as sites of a study with task = 'mil'\n")
+    return 0
 
 
 def _options(given: list[str]) -> dict[str, str]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Counted up when the same settings come to mean something else."""
 
+TASKS = ("classification", "segmentation")
+"""Tasks that are trained over a network."""
+
 _LOCAL = {"sites", "title", "compute", "arms"}
 _LOCAL_DATA = {"root", "check"}
 
@@ -94,9 +97,20 @@ def load_agreed(path: Path, overrides: Sequence[str] = ()) -> Agreed:
         )
     if len(study.training_sites) < 2:
         raise ConfigError(f"{path}: one site trains; a federation needs two.", fix="add a site, or hold fewer out.")
+    if study.task not in TASKS:
+        raise ConfigError(
+            f"{path}: task = '{study.task}' has not been tried over a network.", fix=f"use one of {', '.join(TASKS)}."
+        )
     moving = {name: _fp32(arm) for name, arm in arms.items() if arm.algorithm.kind == "federated"}
     if not moving:
         raise ConfigError(f"{path}: no arm moves a model between sites.", fix="add for example [arms.fedavg].")
+    for name, arm in moving.items():
+        if arm.federation.noise.kind != "none" and arm.federation.noise.draw == "study":
+            raise ConfigError(
+                f"{path}: arms.{name}: the noise would be drawn from the study's seed, which the coordinator knows: it "
+                "could subtract it.",
+                fix="set federation.noise.draw = 'secret'; such a run does not repeat.",
+            )
     return Agreed(study, moving, path.parent)
 
 

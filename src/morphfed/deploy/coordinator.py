@@ -251,6 +251,8 @@ def train_over(
         store=CheckpointStore(folder, sha256_text(f"{agreed.hash} {unit.key}")),
         coding=network.coding,
         share_counts=shares_counts(arm),
+        noise=network.noise,
+        seed=unit.seed,
         report=report,
         task=unit.key,
     )
@@ -263,6 +265,8 @@ def train_over(
     settled = settle(unit, study, remote, outcome, model, sites)
     downloads: dict[str, Tensors] = dict.fromkeys(agreed.sites, model) | downloads_of(model, sites)
     remote.finish(downloads, use=use, over=last)
-    told: tuple[dict[str, Any], list[str]] = ({"over": "network", "ledgers": remote.ledgers, **settled[0]}, settled[1])
-    write_unit(unit, study, arm, outcome, network.backbone.module, network.layout, folder, told, [])
+    told: dict[str, Any] = {"over": "network", "ledgers": remote.ledgers, **settled[0]}
+    if network.noise:
+        told["noise"] = network.noise.describe(outcome.progress.round)
+    write_unit(unit, study, arm, outcome, network.backbone.module, network.layout, folder, (told, settled[1]), [])
     return remote

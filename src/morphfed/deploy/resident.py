@@ -153,9 +153,8 @@ class Resident:
         parts = prepared.sets[self.site]
         ledger = self._ledger.about(study=agreed.hash, unit=unit.key)
         own = {self.site: parts["validation"]}
-        site = make_site(
-            self.site, unit, agreed.study, network, trainer, train=parts["train"], validation=own, ledger=ledger
-        )
+        train = study_task(study).training_part(parts["train"], arm)
+        site = make_site(self.site, unit, agreed.study, network, trainer, train=train, validation=own, ledger=ledger)
         digest = network.digest()
         return Desk(
             site,

@@ -74,8 +74,8 @@ def review(agreed: Agreed) -> Review:
         "",
         f"The code that runs is the installed morphfed {__version__}. A study is data: it brings no code, and the "
         "coordinator cannot send any.",
-        "Model weights can reveal something about the images that they were trained on; no noise is added here, and "
-        "the coordinator sees this site's upload by itself. See docs/security.md.",
+        "Model weights can reveal something about the images that they were trained on, and the coordinator sees "
+        "this site's upload by itself. See docs/security.md.",
     ]
     return Review("\n".join(lines) + "\n", largest, total)
 
@@ -112,7 +112,10 @@ def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int, int]:
         f"            besides, {_plural(row.length, 'number')} '{key}': {row.purpose}"
         for key, row in sorted(declared.statistics.items())
     ]
+    keys = arm.federation.noise
+    added = "none" if network.noise is None else f"{keys.kind}, drawn here in secret; " + keys.model_dump_json()
     lines += [
+        f"  noise     {added}",
         f"  comes in  before each round {_size(nbytes(download))}",
         f"  stays     {arm.algorithm.facts.stays or 'nothing of the model'}",
         "",

@@ -6,6 +6,7 @@ Each function takes units, or :class:`Scores` made of them once so that the resa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 Units = Sequence[UnitPredictions] | Vectors
+
+SMALLEST_P = 1e-5
+"""No p-value is given below it: so far out, resamples of few images are not normal."""
 
 _ROUNDING = 1e-12  # equal sums of fractions, added in another order, differ by less than this
 
@@ -149,7 +153,7 @@ def compare_pairs(
 
     Both models meet the same resampled patients (or images) and their means over the seeds that both have are
     taken inside each resample. The p-value centres the resampled differences on 0 and counts those at
-    least as large as the observed one: ``(1 + count) / (B + 1)``, two-sided. **Family** of the Holm
+    least as large as the observed one, two-sided (:func:`p_value`). **Family** of the Holm
     correction: all pairs within one metric and one scope, which is one question ("which models differ
     here?").
 
@@ -232,10 +236,18 @@ def p_value(observed: float, replicates: Floats) -> float:
 
     ``(1 + #{|d_b − observed| ≥ |observed|}) / (B + 1)`` (Efron and Tibshirani 1993, section 16.4; the
     added ones keep a p-value from being 0, Davison and Hinkley 1997, chapter 4).
+
+    Where no replicate is as extreme, counting only says ``p < 1 / (B + 1)``, which Holm's correction of a study of many
+    arms can never bring below .05. There the tail of the normal with the replicates' spread is taken, down to
+    ``SMALLEST_P``.
     """
     defined = replicates[~np.isnan(replicates)]
     extreme = np.abs(defined - observed) >= abs(observed) - _ROUNDING
-    return float((1 + extreme.sum()) / (len(defined) + 1))
+    counted = float((1 + extreme.sum()) / (len(defined) + 1))
+    spread = float(defined.std()) if len(defined) else 0.0
+    if extreme.any() or spread < _ROUNDING:
+        return counted
+    return min(counted, max(SMALLEST_P, math.erfc(abs(observed) / spread / math.sqrt(2))))
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

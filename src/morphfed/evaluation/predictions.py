@@ -15,7 +15,7 @@ from morphfed.core.errors import DataError, StorageError
 from morphfed.core.files import writing
 from morphfed.tasks.temperature import tempered
 
-ClusterUnit = Literal["patient", "lesion", "image"]
+ClusterUnit = Literal["patient", "lesion", "image", "bag"]
 
 
 class Judged(Protocol):
@@ -96,7 +96,7 @@ class Predictions:
         probabilities: float32 (N, C); each row sums to 1.
         clusters: str (N,), what the bootstrap resamples: the patient's id, else the lesion's, else the image's.
         cluster_unit: ``"patient"`` where clusters are patients, ``"lesion"`` where only lesions are known, else
-            ``"image"``.
+            ``"image"`` or, of multiple-instance learning, ``"bag"``.
 
     Raises:
         DataError: the parts disagree in length, a label is out of range, or a row is no distribution.
@@ -225,7 +225,7 @@ def _check(p: Predictions) -> None:
     if c == 0 or len(set(p.classes)) != c:
         raise DataError(f"Predictions need distinct class names, got {list(p.classes)}.", fix="name each class once.")
     if p.cluster_unit not in get_args(ClusterUnit):
-        raise DataError(f"cluster_unit is {p.cluster_unit!r}.", fix="use 'patient', 'lesion' or 'image'.")
+        raise DataError(f"cluster_unit is {p.cluster_unit!r}.", fix="use 'patient', 'lesion', 'image' or 'bag'.")
     shapes = {"ids": p.ids.shape, "labels": p.labels.shape, "clusters": p.clusters.shape}
     for name, shape in shapes.items():
         if shape != (n,):

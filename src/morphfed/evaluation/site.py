@@ -152,7 +152,7 @@ def _effective_n(p: Predictions, c: int, recall: float, recalls: m.Floats) -> fl
     """
     inside = p.labels == c
     n = float(inside.sum())
-    if p.cluster_unit == "image":
+    if p.cluster_unit in ("image", "bag"):
         return n
     patients = float(len(np.unique(p.clusters[inside])))
     defined = recalls[~np.isnan(recalls)]

@@ -52,7 +52,7 @@ def draft_sites(study: Study, study_folder: Path, *, report: Reporter = silent) 
     manifests, notes = [], []
     root = data_root(study, study_folder)
     for name, site in study.sites.items():
-        manifest, said = _draft_site(name, site, root, report, masks=study.task == "segmentation")
+        manifest, said = _draft_site(name, site, root, report, task=study.task)
         manifests.append(manifest)
         notes += [f"{name}: {sentence}" for sentence in said]
     manifest = Manifest.concat(manifests)
@@ -62,13 +62,15 @@ def draft_sites(study: Study, study_folder: Path, *, report: Reporter = silent) 
     return manifest, notes
 
 
-def _draft_site(
-    name: str, site: SiteConfig, root: Path, report: Reporter, *, masks: bool
-) -> tuple[Manifest, list[str]]:
+def _draft_site(name: str, site: SiteConfig, root: Path, report: Reporter, *, task: str) -> tuple[Manifest, list[str]]:
     from morphfed.data.drafting import draft
 
     path = Path(site.path).expanduser()
     path = path if path.is_absolute() else root / path
+    if task == "mil":
+        from morphfed.experiment.bags import draft_site
+
+        return draft_site(name, site, path, report)
     if path.suffix in {".parquet", ".csv"}:
         manifest = Manifest.read(path)
         rows = manifest.for_site(name) if name in manifest.sites else manifest
@@ -87,7 +89,7 @@ def _draft_site(
             fix=f"correct sites.{name}.path or data.root in the study file.",
         )
     how = {"source": site.source, "um_per_px": site.um_per_px, "options": site.options}
-    drafted = draft(path, site=name, report=report, masks=masks, **how)  # type: ignore[arg-type]
+    drafted = draft(path, site=name, report=report, masks=task == "segmentation", **how)  # type: ignore[arg-type]
     said = list(drafted.guesses)
     said += [f"{len(paths)} files skipped: {why}" for why, paths in drafted.skipped.items()]
     return drafted.manifest, said

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.experiment.features import wants_features
 from morphfed.experiment.units import Unit, steps_of
+from morphfed.models.bags import takes_bags
 
 if TYPE_CHECKING:
     from morphfed.experiment.resolve import Resolved
@@ -38,8 +39,10 @@ def decide(
     from morphfed.training.compiling import refuse_without_compiler
 
     wanted, device = resolved.study.compute.compile, resolved.study.compute.device
-    new = [name for name in resolved.arms if name not in known]
-    chosen = {name for name in resolved.arms if known.get(name)}
+    # Bags are of all lengths, and a graph would be compiled for each.
+    able = [name for name, arm in resolved.arms.items() if not takes_bags(arm.model)]
+    new = [name for name in able if name not in known]
+    chosen = {name for name in able if known.get(name)}
     if wanted == "on" and new:
         refuse_without_compiler(exact(devices_of(device)[0]))
         chosen.update(new)

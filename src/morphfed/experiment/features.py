@@ -147,13 +147,13 @@ def _filled(
     for parts in sets.values():
         for split, data in parts.items():
             rows[split == "train"].append(data.rows)
-    compute = _compute(backbone, cut)
+    compute = computing(backbone, cut)
     store.ensure(np.concatenate(rows[True]), training, compute, report=report)
     store.ensure(np.concatenate(rows[False]), judging, compute, report=report)
     return store
 
 
-def _compute(backbone: Backbone, cut: Cut) -> Compute:
+def computing(backbone: Backbone, cut: Cut) -> Compute:
     """Features of uint8 pictures; always fp32, so that they do not depend on an arm's precision."""
     device = next(backbone.module.parameters()).device
     mean = torch.tensor(backbone.mean, device=device).reshape(1, 3, 1, 1)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from morphfed.experiment.study import Arm, Study
     from morphfed.experiment.units import Unit
     from morphfed.privacy.ledger import Ledger
+    from morphfed.privacy.noise import Noise
     from morphfed.training.dataset import ImageSet
     from morphfed.training.trainer import Trainer
 
@@ -46,6 +47,7 @@ class Network:
         layout, workspace: of what the rounds train, which is the classifier alone on stored features.
         coding: how uploads and downloads are written.
         declaration: what may leave a site.
+        noise: what a site adds to its uploads; None: nothing.
         arm: whose network it is.
     """
 
@@ -55,6 +57,7 @@ class Network:
     workspace: Workspace
     coding: Coding
     declaration: Declaration
+    noise: Noise | None
     arm: Arm
 
     @property
@@ -108,7 +111,8 @@ def declare(unit: Unit, study: Study, arm: Arm, backbone: Backbone, model: nn.Mo
     workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
     coding = arm.coding(layout, uploads, seed=unit.seed) if unit.moves else Coding.none(uploads)
-    return Network(backbone, initial, layout, workspace, coding, _declaration(unit, study, arm, coding), arm)
+    noise = arm.noise(layout, uploads, seed=unit.seed) if unit.moves else None
+    return Network(backbone, initial, layout, workspace, coding, _declaration(unit, study, arm, coding), noise, arm)
 
 
 def _declaration(unit: Unit, study: Study, arm: Arm, coding: Coding) -> Declaration:
@@ -178,4 +182,5 @@ def make_site(
         keep_optimizer=keeps_optimizer(unit, network.arm),
         judges_own=judges_own(unit, study),
         coding=network.coding,
+        noise=network.noise,
     )

@@ -41,14 +41,17 @@ def plan_study(
     manifest, notes = draft_sites(study, study_file.parent, report=report)
     chosen = study_task(study).select(manifest, study, look=False, report=report)
     manifest, left_out, split_notes = chosen.manifest, chosen.left_out, list(chosen.split_notes)
+    resolved = resolved.fitted(manifest.frame)
+    arms = resolved.arms
+    bag = study_task(study).typical_bag(manifest.frame)
     notes += chosen.notes
-    if study.data.split.copies_together:
+    if study.data.split.copies_together and bag is None:
         split_notes.append("the run will look for near-duplicates first, which may move a few images between parts")
     sites = {site: _site(study, manifest.frame, site, left_out) for site in study.sites}
     coarser = [note for site, block in sites.items() for note in coarse_notes(site, block["coarse"])]
     report(Event("plan", text="building the networks", done=0, total=1))
     timed: dict[str, dict[str, Any]] | None = {} if measure else None
-    networks = {name: _network(resolved, arm, timed) for name, arm in arms.items()}
+    networks = {name: _network(resolved, arm, timed, bag) for name, arm in arms.items()}
     units = [
         _unit(unit, arms[unit.arm], sites, networks[unit.arm], retrogress=study.evaluation.retrogress)
         for unit in units_of(study, arms)
@@ -84,7 +87,7 @@ def _site(study: Study, frame: pd.DataFrame, site: str, left_out: LeftOut) -> di
     }
 
 
-def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
+def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | None, bag: int | None) -> dict[str, Any]:
     """One arm's network in numbers; ``timed`` holds what has been measured, None: nothing is to be."""
     from morphfed.core.types import Spec, nbytes
     from morphfed.experiment.features import wants_features
@@ -107,6 +110,7 @@ def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | No
     initial = {name: state[name] for name in arm.travelling(layout)}
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(t) for name, t in initial.items()})
     coding = arm.coding(layout, uploads, seed=0)
+    noise = arm.noise(layout, uploads, seed=0) if arm.algorithm.kind == "federated" else None
     download = coding.send({"": arm.algorithm.coordinator(arm.config, initial, layout).download("")})[""]
     cut = cut_before_classifier(backbone, image_size=size) if wants_features(arm) else None
     found: dict[str, Any] = {
@@ -118,21 +122,22 @@ def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | No
         "step_seconds": None,
         "feature_seconds": None,
         "precision": arm.train.precision,
+        "noise": noise.describe(arm.federation.rounds) if noise else None,
     }
-    return found | _timing(resolved, arm, backbone, cut, timed) if timed is not None else found
+    return found | _timing(resolved, arm, backbone, cut, timed, bag) if timed is not None else found
 
 
 def _timing(
-    resolved: Resolved, arm: Arm, backbone: Backbone, cut: Cut | None, timed: dict[str, dict[str, Any]]
+    resolved: Resolved, arm: Arm, backbone: Backbone, cut: Cut | None, timed: dict[str, dict[str, Any]], bag: int | None
 ) -> dict[str, Any]:
     """Precision and seconds of a step; arms with the same network and batches share one measurement."""
     import torch
 
     from morphfed.models.features import HeadOnly
-    from morphfed.training.precision import faster_precision, step_seconds
+    from morphfed.training.precision import bag_seconds, faster_precision, step_seconds
 
     precision = arm.train.precision
-    key = f"{arm.model}|{arm.train.batch_size}|{precision}|{cut is None}"
+    key = f"{arm.model}|{arm.train.batch_size}|{precision}|{cut is None}|{arm.train.max_instances}"
     if key in timed:
         return timed[key]
     device = torch.device(resolved.study.compute.device)
@@ -150,9 +155,15 @@ def _timing(
             # A pass of the whole network trains its head only, so nearly all of it is the forward pass.
             feature_seconds = step_seconds(network, precision="fp32", **shape) / arm.train.batch_size
             network, shape["width"] = HeadOnly(network, cut).to(device), cut.width
-        if precision == "auto":
-            precision = "fp32" if cut is not None else faster_precision(network, **shape)  # type: ignore[assignment]
-        seconds = step_seconds(network, precision=precision, **shape)
+        if bag is not None:
+            precision = "fp32" if precision == "auto" else precision
+            instances = min(bag, arm.train.max_instances or bag)
+            each = bag_seconds(network, instances=instances, precision=precision, device=device)
+            seconds = each * arm.train.batch_size
+        else:
+            if precision == "auto":
+                precision = "fp32" if cut is not None else faster_precision(network, **shape)  # type: ignore[assignment]
+            seconds = step_seconds(network, precision=precision, **shape)
     finally:
         torch.set_num_threads(before)
     timed[key] = {"precision": precision, "step_seconds": seconds, "feature_seconds": feature_seconds}
@@ -222,6 +233,7 @@ def _unit(
         "megabytes_per_round": traffic,
         "upload": arm.federation.upload.code if unit.moves else None,
         "download": arm.federation.download if unit.moves else None,
+        "noise": network["noise"] if unit.moves else None,
         "precision": network["precision"],
         "seconds": seconds,
     }
@@ -291,6 +303,8 @@ def _parameters(unit: Mapping[str, Any]) -> str:
 def _coded(unit: Mapping[str, Any]) -> str:
     said = [f"{way} {unit[key]}" for key, way in (("upload", "up"), ("download", "down"))]
     said = [text for text in said if not text.endswith(("fp32", "None"))]
+    if noise := unit.get("noise"):
+        said.append("noise " + ("without ε" if noise["epsilon"] is None else f"ε {noise['epsilon']:.3g} in all"))
     return f" ({', '.join(said)})" if said else ""
 
 

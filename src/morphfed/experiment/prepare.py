@@ -14,13 +14,12 @@ import numpy as np
 from morphfed.core.errors import DataError, StorageError
 from morphfed.core.files import read_json, sha256_file, write_json, writing
 from morphfed.core.progress import Reporter, silent
-from morphfed.data.cache import ImageStore, Picture
 from morphfed.data.manifest import SPLITS, Manifest
 from morphfed.data.ontology import load_ontology
-from morphfed.data.scale import SiteScale, crop_side
+from morphfed.data.scale import SiteScale
 from morphfed.data.splits import Leak, leaks, owners_of
 from morphfed.evaluation.predictions import ClusterUnit
-from morphfed.experiment.assemble import LeftOut, column, draft_sites, site_scales
+from morphfed.experiment.assemble import LeftOut, column, draft_sites
 from morphfed.experiment.coarse import coarse_block, coarse_notes
 from morphfed.experiment.tasks import study_task
 from morphfed.training.dataset import ImageSet
@@ -76,14 +75,14 @@ def prepare(
         DataError: a site has nothing to train on; names the site.
         StorageError: the run or cache folder cannot be written.
     """
-    store = ImageStore(cache, size=study.data.image_size, pad=study.data.pad)
     if not (run / DATA).is_file():
+        task = study_task(study)
         manifest, notes = draft_sites(study, study_folder, report=report)
-        chosen = study_task(study).select(manifest, study, report=report)
-        scales = site_scales(chosen.manifest, study, report=report)
+        chosen = task.select(manifest, study, report=report)
+        scales = task.scales(chosen.manifest, study, report=report)
         manifest = chosen.manifest.write(run / MANIFEST)
         notes += chosen.notes
-        _write_prepared(study, manifest, chosen.left_out, scales, store, run, notes, chosen.split_notes)
+        _write_prepared(study, manifest, chosen.left_out, scales, cache, run, notes, chosen.split_notes)
     return load_prepared(study, run, cache, report=report, workers=workers)
 
 
@@ -92,13 +91,11 @@ def _write_prepared(
     manifest: Manifest,
     left_out: LeftOut,
     scales: Mapping[str, SiteScale],
-    store: ImageStore,
+    cache: Path,
     run: Path,
     notes: list[str],
     split_notes: list[str],
 ) -> None:
-    import pandas as pd
-
     frame = manifest.frame
     strange = _strange(frame, study)
     frame = frame.assign(split=frame["split"].mask(strange, UNKNOWN))
@@ -106,18 +103,14 @@ def _write_prepared(
     own = frame["um_per_px"].to_numpy(dtype=float)
     site_scale = frame["site"].map({s: scale.um_per_px for s, scale in scales.items()}).to_numpy(dtype=float)
     um_per_px = np.where(np.isnan(own), site_scale, own)
-    crops = [crop_side(study.data.field_um, None if np.isnan(um) else float(um)) for um in um_per_px]
-    hashes = column(frame, "sha256")
-    files = [manifest.file(p) for p in frame["path"]]
-    keys = [None if h is None else store.key(Picture(f, h, c)) for f, h, c in zip(files, hashes, crops, strict=True)]
     ids = _image_ids(frame)
     clusters = [_cluster(*known) for known in zip(column(frame, "patient"), _lesions(frame), ids, strict=True)]
     prepared = frame[["path", "site", "split", "sha256", "source_label"]].copy()
     prepared["id"], prepared["cluster"] = ids, clusters
     prepared["kind"] = frame["label"]
-    prepared["crop_px"] = np.array([np.nan if crop is None else crop for crop in crops])
-    prepared["key"] = pd.Series(keys, dtype=object)
-    prepared = study_task(study).with_targets(prepared, frame.assign(um_per_px=um_per_px), study)
+    scaled = Manifest(frame.assign(um_per_px=um_per_px), manifest.root)
+    prepared = prepared.assign(**study_task(study).stock(study, run, cache).columns(scaled))
+    prepared = study_task(study).with_targets(prepared, scaled.frame, study)
     with writing(run / PREPARED) as temporary:
         prepared.to_parquet(temporary, index=False)
     info = {
@@ -185,14 +178,14 @@ def _site_info(
     by_lesion = not known and len(usable) > 0 and len(lesions) == len(usable)
     leaking = [asdict(leak) | {"part": part} for part in _JUDGED for leak in _leaks(usable, part)]
     sizes = rows.frame[["width", "height"]].dropna()
-    crops = here["crop_px"].dropna()
+    crops = here["crop_px"].dropna() if "crop_px" in here else here["id"][:0]  # bags are not cut from anything
     return {
         "role": "held_out" if site in study.held_out else "train",
         "source": "+".join(sorted(set(rows.frame["source"]))),
         "n": len(here),
         "patients": int(patients.nunique()) if known else None,
         **({"lesions": len(set(lesions))} if by_lesion else {}),
-        "cluster_unit": "patient" if known else "lesion" if by_lesion else "image",
+        "cluster_unit": "patient" if known else "lesion" if by_lesion else study_task(study).unit,
         **study_task(study).counts(here, study),
         **({"leaks": leaking} if leaking else {}),
         "left_out": [
@@ -232,26 +225,16 @@ def load_prepared(
     if sha256_file(run / PREPARED) != saved["prepared_sha256"]:
         raise StorageError(f"{run / PREPARED} is damaged.", fix=f"remove {run / DATA}; the data are prepared again.")
     frame = pd.read_parquet(run / PREPARED)
-    manifest_root = run
-    store = ImageStore(cache, size=study.data.image_size, pad=study.data.pad)
-    pictures = [
-        Picture(manifest_root / path, digest, None if np.isnan(crop) else int(crop))
-        for path, digest, crop in zip(
-            frame["path"], column(frame, "sha256"), frame["crop_px"].to_numpy(dtype=float), strict=True
-        )
-        if digest is not None
-    ]
     info: dict[str, dict[str, Any]] = saved["sites"]
     notes = list(saved["notes"])
+    stock = study_task(study).stock(study, run, cache)
     if build:
-        done = store.ensure(pictures, workers=workers, report=report)
-        if done.rebuilt:
-            notes.append(f"cache: {done.rebuilt} damaged pictures were made again")
-    readable = frame["key"].isin(store.keys())
+        notes += stock.fill(frame, report=report, workers=workers)
+    readable = stock.there(frame)
     _note_unreadable(frame[~readable], info, study)
     frame = frame[readable].reset_index(drop=True)
     targets = study_task(study).targets(frame, study, saved, run, cache, report=report, workers=workers, build=build)
-    rows = store.rows_of(frame["key"])
+    store, rows = stock.open(frame)
 
     def images(here: NDArray[np.bool_]) -> ImageSet:
         part = frame[here]

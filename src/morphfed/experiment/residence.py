@@ -61,6 +61,8 @@ def bring(
     if device.type == "cpu":
         return prepared, "host"
     wanted = _wanted(prepared)
+    if not wanted:  # bags, which are read as they are asked for
+        return prepared, "host"
     if not _kept.covers(wanted, device):
         _forget()
         room = Room(sum(bytes_of(*each) for each in wanted.values()), free_bytes(device), processes)

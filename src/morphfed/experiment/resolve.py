@@ -14,10 +14,14 @@ from morphfed.experiment.features import wants_features
 from morphfed.experiment.study import Arm, Study
 from morphfed.experiment.tasks import study_task
 from morphfed.experiment.units import units_of
+from morphfed.models.bags import takes_bags
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from torch import nn
+
+    from morphfed.experiment.prepare import Prepared
 
 FREE = ("seeds", "arms", "evaluation", "name", "model", "train", "federation")
 """Keys that may change from one call to the next in the same run folder: seeds and arms may be added, the judging
@@ -73,7 +77,7 @@ class Resolved:
         found: dict[str, str] = {}
         arms = {}
         for name, arm in self.arms.items():
-            if arm.train.precision == "auto" and wants_features(arm):
+            if arm.train.precision == "auto" and (wants_features(arm) or takes_bags(arm.model)):
                 arm = _with_precision(arm, "fp32")  # a head on stored features is too small to gain
             if arm.train.precision == "auto":
                 key = arm.model.model_dump_json() + str(arm.train.batch_size)
@@ -82,6 +86,10 @@ class Resolved:
                 arm = _with_precision(arm, found[key])
             arms[name] = arm
         return replace(self, arms=arms)
+
+    def fitted(self, prepared: pd.DataFrame | Prepared) -> Resolved:
+        """Take from the data what the networks need to know of them."""
+        return replace(self, arms=dict(study_task(self.study).fitted(self.arms, prepared)))
 
     def _faster(self, arm: Arm) -> str:
         import torch

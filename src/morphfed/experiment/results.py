@@ -6,11 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from morphfed.core.files import read_json
 from morphfed.core.progress import Event, Reporter, silent
-from morphfed.core.seeding import numpy_stream
 from morphfed.evaluation.compare import (
     Scores,
     UnitPredictions,
@@ -31,7 +28,6 @@ if TYPE_CHECKING:
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.resolve import Resolved
     from morphfed.experiment.units import Unit
-    from morphfed.training.dataset import ImageSet
 
 SCHEMA = 1
 _Pair = tuple[UnitPredictions, UnitPredictions]
@@ -147,17 +143,9 @@ def _sites(prepared: Prepared, resolved: Resolved) -> dict[str, Any]:
     blocks = {}
     for site, block in prepared.info.items():
         parts = [part for part in prepared.sets[site].values() if len(part)]
-        blocks[site] = {**block, "colour": _colour(parts)}
+        blocks[site] = {**block, "colour": task.colour(parts)}
         blocks[site]["samples"] = task.samples(site, parts, study) if study.evaluation.images else []
     return blocks
-
-
-def _colour(parts: Sequence[ImageSet]) -> dict[str, list[float]]:
-    """Mean and sd of R, G and B in [0, 1] over at most 200 pictures of a site."""
-    rows = np.concatenate([p.rows for p in parts])
-    rows = rows[np.sort(numpy_stream(0, "colour").permutation(len(rows))[:200])]
-    pixels = parts[0].store.gather(rows).reshape(-1, 3).astype(np.float64) / 255.0
-    return {"mean": pixels.mean(axis=0).tolist(), "sd": pixels.std(axis=0).tolist()}
 
 
 def _check(run: Path) -> dict[str, Any]:

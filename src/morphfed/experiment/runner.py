@@ -28,6 +28,7 @@ from morphfed.experiment.pool import Job, run_jobs
 from morphfed.experiment.prepare import Prepared, prepare
 from morphfed.experiment.resolve import Resolved, changes, resolve
 from morphfed.experiment.study import load_study
+from morphfed.experiment.tasks import study_task
 from morphfed.experiment.train_unit import is_done
 from morphfed.experiment.units import Unit, units_of
 
@@ -88,6 +89,7 @@ def run_study(study_file: Path, options: Options, *, report: Reporter = silent) 
         prepared = prepare(resolved.study, run, options.cache, study_file.parent, report=report)
         for note in prepared.notes:
             report(Event("data", text=note, level="info"))
+        resolved = resolved.fitted(prepared)
         refuse_folds(prepared, resolved.study)
         _check_data(resolved, run, report)
         units = units_of(resolved.study, resolved.arms)
@@ -206,15 +208,9 @@ def _check_data(resolved: Resolved, run: Path, report: Reporter) -> None:
     if not resolved.study.data.check or (run / "check.json").is_file():
         return
     from morphfed.data.manifest import Manifest
-    from morphfed.data.quality import check
 
-    found = check(
-        Manifest.read(run / "manifest.parquet"),
-        classes=resolved.study.classes or None,
-        labelled=bool(resolved.study.classes),
-        min_per_class=resolved.study.data.min_per_class,
-        report=report,
-    )
+    manifest = Manifest.read(run / "manifest.parquet")
+    found = study_task(resolved.study).check_data(manifest, resolved.study, report=report)
     root = data_root(resolved.study, resolved.folder)
     write_json(run / "check.json", _without_root(found.to_json(), [root, root.resolve(), run, run.resolve()]))
     for finding in found.findings:

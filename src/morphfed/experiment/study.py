@@ -18,9 +18,11 @@ from morphfed.federation.loop import FederationConfig
 from morphfed.models.backbone import ModelConfig
 from morphfed.models.layout import Layout
 from morphfed.models.tuning import refuse_nonsense
+from morphfed.privacy.accounting import need_accounting
+from morphfed.privacy.noise import Noise
 from morphfed.training.config import TrainConfig
 
-TaskName = Literal["classification", "segmentation"]
+TaskName = Literal["classification", "segmentation", "mil"]
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
@@ -28,7 +30,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 class SiteConfig(Config):
     """Where one site's images are: a folder that a source adapter reads, or a manifest."""
 
-    path: str = Field(description="folder of images, or a .parquet/.csv manifest; relative to data.root")
+    path: str = Field(
+        description="folder of images, or a .parquet/.csv manifest; with task = 'mil' a folder of bags, a slide table "
+        "or a CSV set; relative to data.root"
+    )
     source: str | None = Field(None, description="source adapter; empty: the one that fits best")
     um_per_px: float | None = Field(None, gt=0, description="micrometres per pixel; empty: from the source")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the source adapter")
@@ -36,6 +41,9 @@ class SiteConfig(Config):
         default_factory=dict,
         description="structure = its value, or list of values, in this site's masks; empty: the source's, else the "
         "k-th structure is k; with task = 'segmentation'",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="this site's own label = class; beside data.labels, with task = 'mil'"
     )
 
 
@@ -71,6 +79,14 @@ class DataConfig(Config):
     )
     min_per_class: int = Field(5, ge=1, description="fewer images of a class at a site are pointed out")
     check: bool = Field(True, description="run the data check before training")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="a label = its class, at all sites; with task = 'mil'"
+    )
+    standardise: Literal["none", "site"] = Field(
+        "none",
+        description="with task = 'mil'; site: each feature has mean 0 and spread 1 over the instances of the site's "
+        "own training bags (of a held-out site all its bags, never their labels); nothing of it leaves the site",
+    )
 
 
 class EvaluationConfig(Config):
@@ -119,8 +135,12 @@ class Study(Config):
     name: str = Field(description="short name; the run folder is called after it")
     title: str = Field("", description="headline of the report")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="one training run of every arm each")
-    task: TaskName = Field("classification", description="classification: a class an image; segmentation: a mask")
-    classes: tuple[str, ...] = Field((), description="nodes of the ontology, at least 2; finer labels are joined")
+    task: TaskName = Field(
+        "classification", description="classification: a class an image; segmentation: a mask; mil: a class a bag"
+    )
+    classes: tuple[str, ...] = Field(
+        (), description="nodes of the ontology, at least 2; finer labels are joined. With task = 'mil' any words"
+    )
     structures: tuple[str, ...] = Field((), description="what masks show beside the background; with segmentation")
     held_out: tuple[str, ...] = Field((), description="sites that never train and never select")
     holdout: Literal["named", "each"] = Field(
@@ -141,6 +161,10 @@ class Study(Config):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_task(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("task") == "mil":
+            model = values.get("model")
+            if model is None or (isinstance(model, dict) and "name" not in model):
+                return {**values, "model": {**(model or {}), "name": "mil/gated_abmil"}}
         if isinstance(values, dict) and values.get("task") == "segmentation":
             federation = values.get("federation")
             if federation is None or (isinstance(federation, dict) and "select" not in federation):
@@ -151,7 +175,7 @@ class Study(Config):
     @classmethod
     def _names_of_the_task(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         task = info.data.get("task")
-        if info.field_name == "classes" and task == "classification" and len(value) < 2:
+        if info.field_name == "classes" and task in ("classification", "mil") and len(value) < 2:
             raise ValueError("name at least two classes")
         if task is None:  # no task at all; that is what the user reads
             return value
@@ -160,7 +184,7 @@ class Study(Config):
         wrong = "classes" if task == "segmentation" else "structures"
         if value and info.field_name == wrong:
             raise ValueError(f"task = '{task}' has {'structures' if wrong == 'classes' else 'classes'}, no {wrong}")
-        if info.field_name == "structures" and len(set(value)) != len(value):
+        if (info.field_name == "structures" or task == "mil") and len(set(value)) != len(value):
             raise ValueError("each name once")
         return value
 
@@ -243,6 +267,33 @@ class Arm:
             changes=self.algorithm.changes(uploads),
             seed=seed,
         )
+
+    def noise(self, layout: Layout, uploads: Specs, *, seed: int) -> Noise | None:
+        """What this arm's sites add to their uploads; None: nothing.
+
+        Args:
+            layout: of the network.
+            uploads: what an upload of the algorithm holds, uncoded.
+            seed: of the draws.
+
+        Raises:
+            ConfigError: calibrated noise would leave a tensor of the upload without any.
+        """
+        keys = self.federation.noise
+        if keys.kind == "none":
+            return None
+        weights, changes = layout.parameters.intersection(self.travelling(layout)), self.algorithm.changes(uploads)
+        clean = [name for name in uploads if name not in weights | changes]
+        if keys.kind == "calibrated" and clean:
+            statistics = [name for name in clean if name in layout.statistics]
+            raise ConfigError(
+                f"arms.{self.name}: federation.noise.kind = 'calibrated' needs every tensor of an upload to be a "
+                f"change of weights, but {len(clean)} are not ({', '.join(clean[:3])}), so that no ε would hold.",
+                fix="set model.norm = 'group' or 'local', so that no running statistics travel."
+                if statistics == clean
+                else f"'{self.algorithm.name}' sends more than weights: choose another algorithm, or 'as_published'.",
+            )
+        return Noise(keys, weights=weights, changes=changes, seed=seed)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
@@ -329,6 +380,8 @@ def resolve_arm(study: Study, name: str, *, where: str) -> Arm:
     own = {**algorithm.defaults.get(study.task, {}), **own}
     config = validate(algorithm.config, own, where=f"{where}: arms.{name}")
     refuse_nonsense(tables["model"], where=f"{where}: arms.{name}")
+    if tables["federation"].noise.kind == "calibrated" and algorithm.kind == "federated":
+        need_accounting()
     return Arm(name, algorithm, config, **tables)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from morphfed.algorithms.base import GLOBAL_MODEL
 from morphfed.core.files import read_json, sha256_file, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Tensors, nbytes
@@ -100,6 +101,8 @@ def train_unit(
         coding=network.coding,
         share_counts=shares_counts(arm),
         moves=unit.moves,
+        noise=network.noise,
+        seed=unit.seed,
         report=report,
         task=unit.key,
     )
@@ -117,6 +120,7 @@ def train_unit(
         "device": str(device),
         "images_on": images_on,
         **({"compiled": True} if place.compiled else {}),
+        **({"noise": network.noise.describe(outcome.progress.round)} if network.noise else {}),
         **settled[0],
     }
     notes = [stored.note] if stored else []
@@ -132,10 +136,15 @@ def _sites(
 
     folder.mkdir(parents=True, exist_ok=True)
     sets = {name: prepared.sets[name] for name in unit.trained_on}
+    task = study_task(study)
     if unit.pooled:
         joined = pool([parts["train"] for parts in sets.values()])
-        return [site(POOLED, joined, {name: parts["validation"] for name, parts in sets.items()})]
-    return [site(name, parts["train"], {name: parts["validation"]}) for name, parts in sets.items()]
+        validation_sets = {name: parts["validation"] for name, parts in sets.items()}
+        return [site(POOLED, task.training_part(joined, network.arm), validation_sets)]
+    return [
+        site(name, task.training_part(parts["train"], network.arm), {name: parts["validation"]})
+        for name, parts in sets.items()
+    ]
 
 
 def _full(initial: Tensors, *parts: Tensors) -> Tensors:
@@ -191,7 +200,7 @@ def _tested(
     for name in study.sites:
         data = prepared.sets[name]["test"]
         takes_part = name in unit.trained_on or unit.pooled or not unit.moves
-        if not len(data) or not (takes_part or arm.algorithm.newcomer):
+        if not len(data) or not (takes_part or arm.algorithm.newcomer(arm.config)):
             continue
         workspace.load(downloads.get(name, model))
         _load_own(workspace, trainer, data, half, sites.get(name))
@@ -282,9 +291,10 @@ def write_unit(
 
 
 def _about_newcomers(arm: Arm, layout: Layout) -> list[str]:
-    if not arm.algorithm.newcomer:
+    newcomer = arm.algorithm.newcomer(arm.config)
+    if not newcomer:
         return [f"{arm.algorithm.title} defines no model for a site that took no part: it has no held-out figures"]
-    said = [f"held-out sites use {arm.algorithm.newcomer}"] if arm.algorithm.newcomer != "the global model" else []
+    said = [f"held-out sites use {newcomer}"] if newcomer != GLOBAL_MODEL else []
     if arm.model.norm == "local" and layout.norms:
         said.append(
             "normalisation is site-local: at held-out sites its statistics were re-estimated on that site's own "

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from morphfed.algorithms.base import CoordinatorHalf, Outlook
 from morphfed.core.config import Config
 from morphfed.core.errors import FederationError, UploadRejectedError
 from morphfed.core.progress import Event, Reporter, silent
@@ -21,12 +22,13 @@ from morphfed.federation.coding.wire import Coding, Download
 from morphfed.federation.statistics import summed_counts
 from morphfed.federation.validate import check_upload, opened
 from morphfed.privacy.egress import NUMBER_BYTES, upload_bytes
+from morphfed.privacy.noise import NoiseConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from morphfed.algorithms.base import CoordinatorHalf
     from morphfed.federation.transports.base import Metrics, Transport
+    from morphfed.privacy.noise import Noise
 
 OWN = "download/"
 """Prefix, in an outcome's sites, of travelling values that a site has in place of the global model's."""
@@ -54,11 +56,14 @@ class FederationConfig(Config):
         default_factory=UploadConfig, description="how uploads are written; a code's name alone will do"
     )
     download: Download = Field("fp32", description="bf16: the sites get the trained weights rounded, in half the bytes")
+    noise: NoiseConfig = Field(
+        default_factory=NoiseConfig, description="noise that each site adds to its upload; a kind's name alone will do"
+    )
 
-    @field_validator("upload", mode="before")
+    @field_validator("upload", "noise", mode="before")
     @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"code": value} if isinstance(value, str) else value
+    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        return {"code" if info.field_name == "upload" else "kind": value} if isinstance(value, str) else value
 
 
 _TRAINING = ("optimizer/", "residual/")
@@ -114,6 +119,8 @@ class RoundLoop:
         share_counts: whether the sites send their class counts before round 1 and use the sum.
         moves: whether models really cross a site's border (not in the local and centralised arms); only then bytes
             are counted.
+        noise: what the sites add to their uploads, for the account of ε; None: nothing.
+        seed: of the study, for what the coordinator draws.
         report: progress.
         task: key of the progress bar.
     """
@@ -128,17 +135,19 @@ class RoundLoop:
         coding: Coding | None = None,
         share_counts: bool = False,
         moves: bool = True,
+        noise: Noise | None = None,
+        seed: int = 0,
         report: Reporter = silent,
         task: str = "rounds",
     ) -> None:
         self._config, self._coordinator, self._transport = config, coordinator, transport
         self._store, self._moves, self._report, self._task = store, moves, report, task
-        self._coding, self._share_counts = coding, share_counts
+        self._coding, self._share_counts, self._noise = coding, share_counts, noise
         self._progress = Progress()
         self._best: Tensors = {}
         self._best_memory: Tensors = {}
         self._best_sites: dict[str, Tensors] = {}
-        coordinator.plan(config.rounds)
+        coordinator.plan(Outlook(config.rounds, tuple(transport.sites), seed))
 
     def run(self) -> Outcome:
         """Run all rounds that are not done yet.
@@ -244,7 +253,13 @@ class RoundLoop:
                 sites[site]["before"] = before
         for site, metrics in validation.items():
             sites.setdefault(site, {})["validation"] = metrics
-        self._progress.history.append({"round": number, "seconds": seconds, "sites": sites})
+        entry: dict[str, Any] = {"round": number, "seconds": seconds, "sites": sites}
+        if self._noise is not None and (spent := self._noise.spent(number)) is not None:
+            entry["epsilon"] = spent
+            total = len(self._transport.sites) * self._config.rounds
+            text = f"round {number}/{self._config.rounds} · ε {spent:.3g} at δ {self._config.noise.delta:g}"
+            self._report(Event(self._task, len(self._transport.sites) * number, total, text))
+        self._progress.history.append(entry)
 
     def _select(self, number: int, validation: dict[str, Metrics]) -> bool:
         """Keep this round's model if its mean validation over the sites is the best so far; ties keep the earlier."""

@@ -18,6 +18,7 @@ from morphfed.federation.coding.wire import Coding
 from morphfed.federation.statistics import CLASS_COUNTS, SUMS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
+from morphfed.privacy.noise import Noise
 from morphfed.tasks.classification import Classification
 from morphfed.tasks.temperature import tempered
 from morphfed.training.optimise import export_state, import_state, make_optimizer
@@ -118,6 +119,7 @@ class Site:
         keep_optimizer: whether moments survive from round to round.
         judges_own: whether each upload carries the validation metrics of the model that was just trained.
         coding: how uploads are written and downloads read; None: as they are.
+        noise: added to each upload before it is coded; None: none.
     """
 
     def __init__(
@@ -134,13 +136,14 @@ class Site:
         keep_optimizer: bool,
         judges_own: bool = False,
         coding: Coding | None = None,
+        noise: Noise | None = None,
     ) -> None:
         self.name = name
         self._train, self._validation = train, validation
         self._trainer, self._workspace = trainer, workspace
         self._half, self._gate, self._measure = half, gate, measure
         self._keep_optimizer, self._judges_own = keep_optimizer, judges_own
-        self._coding = coding or Coding.none({})
+        self._coding, self._noise = coding or Coding.none({}), noise
         self._residual: Tensors = {}
         self._local: Tensors = dict(workspace.fresh)
         self._optimizer_states: dict[str, Tensors] = {}
@@ -177,10 +180,13 @@ class Site:
         metrics = {"loss": report.loss, "steps": float(report.steps), "images": float(report.images), **answer.numbers}
         if self._judges_own:
             metrics |= retrogress.to_send(self._judge_own())
-        tensors, residual = self._coding.encode(
-            answer.tensors, download, self._residual, site=self.name, round_number=round_number
+        where: dict[str, Any] = {"site": self.name, "round_number": round_number}
+        noised = answer.tensors if self._noise is None else self._noise.add(answer.tensors, download, **where)
+        tensors, residual = self._coding.encode(noised, download, self._residual, **where)
+        upload = self._gate.release(
+            Upload(self.name, round_number, tensors, float(len(self._train)), metrics),
+            noise=None if self._noise is None else self._noise.describe(round_number),
         )
-        upload = self._gate.release(Upload(self.name, round_number, tensors, float(len(self._train)), metrics))
         self._residual = residual
         return upload
 

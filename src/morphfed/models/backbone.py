@@ -23,12 +23,17 @@ if TYPE_CHECKING:
 TORCHVISION = "torchvision/"
 UNET = "unet/"
 """Prefix of networks that draw masks: a U-Net with any of timm's convolutional networks as its encoder."""
+MIL = "mil/"
+"""Prefix of networks that take bags of features: one of ``models.mil``'s heads."""
 
 
 class ModelConfig(Config):
     """Which network, and from which weights it starts."""
 
-    name: str = Field("resnet34", description="a timm model, or torchvision/NAME; for masks unet/NAME, a timm encoder")
+    name: str = Field(
+        "resnet34",
+        description="a timm model, or torchvision/NAME; for masks unet/NAME, a timm encoder; for bags mil/HEAD",
+    )
     weights: str = Field("none", description="'pretrained' (from the hub's cache), 'none', or a .safetensors file")
     norm: Norm = Field("batch", description="batch: as is; group: batch norms become group norms; local: stay at sites")
     dropout: float | None = Field(None, ge=0, lt=1, description="before the classifier; empty: the network's default")
@@ -38,6 +43,10 @@ class ModelConfig(Config):
     tune: str = Field("full", description="what is trained and travels: full, head, last-N (blocks and head) or lora")
     lora_rank: int = Field(8, ge=1, le=256, description="r, rank of each layer's update; with tune = 'lora'")
     lora_alpha: float = Field(16.0, gt=0, description="α; an update counts α / r times; with tune = 'lora'")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="options of a MIL head, such as { hidden = [256], attention = 128 }"
+    )
+    dim: int | None = Field(None, ge=1, description="numbers of an instance's features; empty: as the bags have")
 
     @field_validator("tune")
     @classmethod
@@ -53,7 +62,7 @@ class Backbone:
 
     Attributes:
         module: maps float ``(N, 3, S, S)``, normalised, to logits ``(N, classes)``, a U-Net to ``(N, classes, S, S)``;
-            what is not trained has no ``requires_grad``.
+            what is not trained has no ``requires_grad``. A MIL head is called bag by bag (``tasks.mil``).
         mean, std: per-channel normalisation of RGB in [0, 1].
         head: state-dict keys of the classifier.
         fresh: keys that did not come from the weights file (all of them with ``weights = "none"``).
@@ -87,6 +96,8 @@ def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, fold
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if config.name.startswith(MIL):
+            return _of_bags(config, classes, folder)
         if draws_masks(config):
             module, mean, std, head = unet.make(config, classes)
         elif config.name.startswith(TORCHVISION):
@@ -107,6 +118,14 @@ def build(config: ModelConfig, *, classes: int, image_size: int, seed: int, fold
             torch.manual_seed(derive(seed, "tuning"))
             tuning.apply(module, config, head)
     return Backbone(module, mean, std, head, tuple(fresh))
+
+
+def _of_bags(config: ModelConfig, classes: int, folder: Path | None) -> Backbone:
+    """A MIL head; features come as they are, so there is no normalisation of colours."""
+    from morphfed.models import bags
+
+    module, head, fresh = bags.make(config, classes, folder)
+    return Backbone(module, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), head, tuple(fresh))
 
 
 def draws_masks(config: ModelConfig) -> bool:

@@ -30,6 +30,7 @@ class Layout:
         norms: keys of normalisation layers, weights and statistics.
         head: keys of the classifier.
         matrices: weights of convolutions and linear layers: what can be read as a matrix of inputs and outputs.
+        attention: keys of what weighs or mixes the instances of a bag; empty where the network sees no bags.
     """
 
     order: tuple[str, ...]
@@ -38,10 +39,17 @@ class Layout:
     norms: frozenset[str]
     head: frozenset[str]
     matrices: frozenset[str] = frozenset()
+    attention: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, model: nn.Module, head: Iterable[str] = ()) -> Layout:
-        """Sort the keys of ``model``; ``head`` names its classifier's (``models.backbone.Backbone.head``)."""
+    def of(cls, model: nn.Module, head: Iterable[str] = (), attention: Iterable[str] = ()) -> Layout:
+        """Sort the keys of ``model``.
+
+        Args:
+            model: the network, with what is not trained frozen.
+            head: its classifier's (``models.backbone.Backbone.head``).
+            attention: those of its attention over the instances of a bag, beside what MIL heads in it have.
+        """
         state = model.state_dict()
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         fixed = {name for name, _ in model.named_parameters()} - trained
@@ -56,6 +64,7 @@ class Layout:
             norms=norm_keys(model) & frozenset(order),
             head=frozenset(head) & frozenset(order),
             matrices=_matrix_keys(model) & frozenset(order),
+            attention=(frozenset(attention) | _attention_keys(model)) & frozenset(order),
         )
 
     def without(self, keys: Iterable[str]) -> tuple[str, ...]:
@@ -70,6 +79,13 @@ def _matrix_keys(model: nn.Module) -> frozenset[str]:
     kinds = (Conv1d, Conv2d, Conv3d, Linear)
     found = (name for name, module in model.named_modules() if isinstance(module, kinds))
     return frozenset(f"{name}.weight" if name else "weight" for name in found)
+
+
+def _attention_keys(model: nn.Module) -> frozenset[str]:
+    from morphfed.models.mil.base import MilHead, part_keys
+
+    heads = ((name, module) for name, module in model.named_modules() if isinstance(module, MilHead))
+    return frozenset(f"{name}.{key}" if name else key for name, m in heads for key in part_keys(m, "attention"))
 
 
 def head_module(model: nn.Module, layout: Layout) -> nn.Module:

@@ -47,7 +47,6 @@ class Declaration:
         purpose: why, in the words of the study's algorithm.
         validation: names of the means that may leave after a round's validation.
         statistics: rows of sums that may leave outside the rounds, by name.
-        noise: what is added for privacy to what leaves, in words for the ledger.
     """
 
     tensors: Mapping[str, Spec]
@@ -55,7 +54,6 @@ class Declaration:
     purpose: str
     validation: frozenset[str] = frozenset()
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
-    noise: str = "none"
 
 
 class EgressGate:
@@ -71,8 +69,12 @@ class EgressGate:
         self._site, self._declaration = site, declaration
         self._ledger: Ledger | None = LineLedger(ledger) if isinstance(ledger, Path) else ledger
 
-    def release(self, upload: Upload) -> Upload:
+    def release(self, upload: Upload, *, noise: Mapping[str, object] | None = None) -> Upload:
         """Return ``upload`` unchanged if all of it is declared.
+
+        Args:
+            upload: what is to leave.
+            noise: what was added to it, in words and numbers, for the ledger; None: nothing.
 
         Raises:
             PrivacyError: something undeclared, of another shape or type, or of another site; nothing has left.
@@ -88,7 +90,7 @@ class EgressGate:
         for name in upload.metrics:
             if name not in self._declaration.metrics:
                 raise self._refusal(f"number '{name}'")
-        self._record(upload)
+        self._record(upload, noise)
         return upload
 
     def release_validation(self, round_number: int, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -152,8 +154,8 @@ class EgressGate:
             fix="declare it in the algorithm's site half if it is meant to travel; otherwise this is a defect.",
         )
 
-    def _record(self, upload: Upload) -> None:
-        entry = {
+    def _record(self, upload: Upload, noise: Mapping[str, object] | None) -> None:
+        entry: dict[str, object] = {
             "round": upload.round,
             "site": upload.site,
             "tensors": len(upload.tensors),
@@ -162,11 +164,12 @@ class EgressGate:
             "metrics": _finite(upload.metrics),
             "purpose": self._declaration.purpose,
         }
-        self._write(entry, {**upload.tensors, "weight": upload.weight, **upload.metrics})
+        values = {**upload.tensors, "weight": upload.weight, **upload.metrics}
+        self._write(entry if noise is None else entry | {"noise": dict(noise)}, values)
 
     def _write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
         if self._ledger is not None:
-            self._ledger.write(entry, values, noise=self._declaration.noise)
+            self._ledger.write(entry, values)
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:

@@ -40,13 +40,12 @@ _SHOWN = 1024  # numbers of a row that are written out; the digest covers all
 class Ledger(Protocol):
     """Where a gate writes down what it lets pass."""
 
-    def write(self, entry: Mapping[str, object], values: Mapping[str, Value], *, noise: str) -> None:
+    def write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
         """Note one release; it has not left before this returns.
 
         Args:
-            entry: round, site, purpose and sums of it, plain JSON.
+            entry: round, site, purpose, noise if there is any, and sums of it, plain JSON.
             values: what leaves, by name: tensors, rows and single numbers.
-            noise: added to it for privacy, in words.
         """
         ...
 
@@ -57,7 +56,7 @@ class LineLedger:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def write(self, entry: Mapping[str, object], values: Mapping[str, Value], *, noise: str) -> None:
+    def write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
         """Append the entry.
 
         Raises:
@@ -128,10 +127,10 @@ class ChainedLedger:
         """The same ledger for one study or unit: these words go into each record."""
         return _Section(self, about)
 
-    def write(self, entry: Mapping[str, object], values: Mapping[str, Value], *, noise: str) -> None:
+    def write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
         """Append one release, with name, shape, type, bytes and digest of everything in it."""
         items = [_item(name, value) for name, value in values.items()]
-        self._append({**self._about, **entry, "noise": noise, "items": items})
+        self._append({"noise": "none", **self._about, **entry, "items": items})
 
     def note(self, kind: str, text: str, **about: object) -> None:
         """Append a sentence: words that leave (a refusal), or something that happened to the ledger."""
@@ -179,9 +178,9 @@ class _Section:
     def __init__(self, ledger: ChainedLedger, about: Mapping[str, object]) -> None:
         self._ledger, self._about = ledger, dict(about)
 
-    def write(self, entry: Mapping[str, object], values: Mapping[str, Value], *, noise: str) -> None:
+    def write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
         """Append one release."""
-        self._ledger.write({**self._about, **entry}, values, noise=noise)
+        self._ledger.write({**self._about, **entry}, values)
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:

@@ -77,7 +77,7 @@ def _single_seed(r: Results) -> str:
 
 
 def _by_image(r: Results) -> str:
-    sites = [s for s in r.all_sites if r.patient_unit(s) == "image"]
+    sites = [s for s in r.all_sites if r.patient_unit(s) in ("image", "bag")]
     if not sites:
         return ""
     every = "any site" if len(sites) == len(r.all_sites) and len(sites) > 1 else shortened(sites, 6)

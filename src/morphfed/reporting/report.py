@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from morphfed.core.files import write_text
 from morphfed.reporting.blocks import Page, Section, number
@@ -12,6 +12,9 @@ from morphfed.reporting.folds import summarise_folds
 from morphfed.reporting.results import Results, load
 from morphfed.reporting.summary import Summary, summarise
 from morphfed.reporting.tasks import kind_of
+from morphfed.reporting.wording import says
+
+T = TypeVar("T")
 
 
 def write_report(results: Mapping[str, Any] | Path, out: Path) -> Path:
@@ -61,13 +64,22 @@ def render(results: Results) -> str:
 
 def words(results: Results) -> Summary:
     """What the report opens with."""
-    return summarise_folds(results) if results.folds else summarise(results)
+    return in_words(results)(summarise_folds(results) if results.folds else summarise(results))
+
+
+def in_words(results: Results) -> Callable[[T], T]:
+    """Says what a study is made of in its own word."""
+    kind = kind_of(results)
+    if kind.thing == "image":
+        return lambda found: found
+    return says(kind.thing, [*results.all_sites, *results.classes])
 
 
 def build(results: Results) -> list[Section]:
     """All sections in reading order, with their tables and figures numbered."""
     from morphfed.reporting.sections import (
         adaptation,
+        bags,
         certainty,
         classes,
         communication,
@@ -78,6 +90,7 @@ def build(results: Results) -> list[Section]:
         left_out,
         methods,
         mistakes,
+        noise,
         options,
         outcome,
         structures,
@@ -93,6 +106,7 @@ def build(results: Results) -> list[Section]:
         communication.communication,
         left_out.fold_list,
         data.data,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
@@ -106,6 +120,7 @@ def build(results: Results) -> list[Section]:
         structures.overlays,
         options.options,
         data.data,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
@@ -123,11 +138,28 @@ def build(results: Results) -> list[Section]:
         options.options,
         data.data,
         mistakes.mistakes,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
-    of_study = of_masks if results.task == "segmentation" else of_classes
+    of_bags = (
+        outcome.arms_by_sites,
+        differences.comparisons,
+        learning.learning,
+        communication.communication,
+        outcome.cross_site,
+        classes.classes,
+        certainty.certainty,
+        classes.masked,
+        bags.attention,
+        options.options,
+        data.data,
+        cost.cost,
+        methods.methods,
+    )
+    of_study = {"segmentation": of_masks, "mil": of_bags}.get(results.task, of_classes)
     sections = [s for s in (make(page) for make in (of_folds if results.folds else of_study)) if s is not None]
+    sections = in_words(results)(sections)
     number(sections)
     return sections
 

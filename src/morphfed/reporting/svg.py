@@ -223,7 +223,8 @@ def _rename_ids(root: ElementTree.Element, key: str) -> None:
         for name, value in list(element.attrib.items()):
             if name.endswith("href"):
                 del element.attrib[name]
-                element.set("href", f"#{names[value.removeprefix('#')]}")
+                picture = value.startswith("data:image/")
+                element.set("href", "".join(value.split()) if picture else f"#{names[value.removeprefix('#')]}")
             elif "url(#" in value:
                 element.set(name, re.sub(r"url\(#([^)]*)\)", lambda m: f"url(#{names[m.group(1)]})", value))
 

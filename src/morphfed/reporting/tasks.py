@@ -23,6 +23,7 @@ class Kind:
         loss: a sentence about what was minimised; may be empty.
         metrics: metrics shown beside the primary one.
         pictures: headline of a site's sample pictures.
+        thing: what one prediction is of, in a word.
         works: cited whatever the arms.
     """
 
@@ -33,6 +34,7 @@ class Kind:
     metrics: tuple[str, ...]
     pictures: str
     works: tuple[str, ...]
+    thing: str = "image"
 
 
 def kind_of(r: Results) -> Kind:
@@ -101,4 +103,21 @@ SEGMENTATION = Kind(
     ),
 )
 
-_KINDS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION}
+MIL = Kind(
+    about=lambda r: f"{counted(len(r.classes), 'class', 'classes')} of bags ({listed(plain(c) for c in r.classes)})",
+    trained=lambda r: f"multiple-instance classifiers of {listed(plain(c) for c in r.classes)}",
+    pooled=" over the classes present in a test set",
+    loss=_class_loss,
+    metrics=("balanced_accuracy", "macro_f1", "accuracy"),
+    pictures="",
+    works=(
+        *_STATISTICS,
+        "Dietterich TG et al. Solving the multiple instance problem with axis-parallel rectangles. Artif Intell 1997; "
+        "89:31–71.",
+        "Ilse M, Tomczak JM, Welling M. Attention-based deep multiple instance learning. ICML 2018.",
+        "Guo C et al. On calibration of modern neural networks. ICML 2017 (calibration error).",
+    ),
+    thing="bag",
+)
+
+_KINDS = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "mil": MIL}

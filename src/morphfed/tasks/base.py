@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from morphfed.tasks.classification import LossConfig
     from morphfed.tasks.coarse import Parents
     from morphfed.tasks.segmentation import MaskLossConfig
+
+Answer = Any
+"""What a network says of a batch: logits, or in a task whose networks say more, what holds them."""
 
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]
 """Logits ``(N, C, ...)`` and integer targets ``(N, ...)`` → mean loss, a scalar."""
@@ -42,6 +45,24 @@ class Task(ABC):
 
     name: ClassVar[str]
     validation: ClassVar[frozenset[str]]
+
+    def respond(self, network: Callable[[Any], Any], inputs: Any) -> Answer:
+        """What a network says of a batch: here its logits ``(n, C, ...)``.
+
+        Args:
+            network: called with ``inputs``; the module itself, or the same compiled.
+            inputs: a batch as the training part hands it out.
+        """
+        return network(inputs)
+
+    def logits(self, answer: Answer) -> Tensor:
+        """The logits ``(n, C, ...)`` of an answer."""
+        logits: Tensor = answer
+        return logits
+
+    def loss(self, answer: Answer, targets: Tensor, criterion: Loss) -> Tensor:
+        """What is minimised for a batch, a scalar: the criterion of the logits, in float32."""
+        return criterion(self.logits(answer).float(), targets)
 
     @abstractmethod
     def criterion(

@@ -40,6 +40,11 @@ class TrainConfig(Config):
     loss: LossConfig = Field(default_factory=LossConfig, description="what is minimised in classification")
     mask_loss: MaskLossConfig = Field(default_factory=MaskLossConfig, description="what is minimised in segmentation")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="perturbation of training images")
+    max_instances: int | None = Field(
+        None,
+        ge=1,
+        description="instances of a bag that a training step draws anew; empty: all of them; with task = 'mil'",
+    )
     feature_cache: bool = Field(
         True,
         description="with model.tune = 'head': compute features once for each image, mirrored and turned; "

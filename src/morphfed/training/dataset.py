@@ -58,6 +58,15 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def pictures(self) -> bool:
+        """Whether what is handed out are pictures, which are perturbed and normalised before a network sees them."""
+        return True
+
+    def pieces(self, where: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """A batch in the pieces that are computed one after the other, gradients adding up: here it is one."""
+        return [where]
+
     def batch(self, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Images uint8 ``(n, 3, S, S)`` (channels-last in memory) and labels int64 ``(n,)``."""
         return self.read(self.rows[where]), self.targets(where)

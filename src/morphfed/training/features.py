@@ -121,6 +121,11 @@ class FeatureSet(ImageSet):
 
     views: NDArray[np.int64]
 
+    @property
+    def pictures(self) -> bool:
+        """False: nothing is to be perturbed or normalised."""
+        return False
+
     def batch(self, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Features float32 ``(n, width)`` of the pictures as they are, and labels int64 ``(n,)``."""
         return super().batch(where)

@@ -97,14 +97,41 @@ class Learner:
     compiles: bool = True
 
 
-def _descend(learners: Sequence[Learner], terms: Sequence[Tensor], rate: float, clip: float) -> None:
-    """One step of every network down the sum of all terms."""
+@dataclass(frozen=True)
+class _Piece:
+    """What goes through the networks at once: a whole batch, or a part of one that is too large for that.
+
+    Attributes:
+        inputs: what the networks take.
+        targets: what they are to say.
+        share: of the batch; 1 where it is whole.
+    """
+
+    inputs: Any
+    targets: Tensor
+    share: float
+
+
+def _begin(learners: Sequence[Learner], rate: float) -> None:
     for learner in learners:
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
         learner.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(functools.reduce(operator.add, terms))
+
+
+def _add_gradients(terms: Sequence[Tensor], share: float) -> None:
+    """Of the sum of all terms; those of a batch's pieces add up to the batch's, because every term is a mean."""
+    total = functools.reduce(operator.add, terms)
+    torch.autograd.backward(total if share == 1.0 else total * share)
+
+
+def _step(learners: Sequence[Learner], clip: float) -> None:
     for learner in learners:
+        for parameter in learner.model.parameters():
+            # What a batch did not ask for (CLAM's classifiers of the other classes) has slope 0, and is still pulled by
+            # an algorithm's own term.
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         if learner.after_backward is not None:
             learner.after_backward(learner.model)
         if clip > 0:
@@ -122,6 +149,12 @@ def _views(images: Tensor, count: Views) -> Iterator[Tensor]:
         turned = torch.rot90(images, quarter, (2, 3))
         yield turned
         yield turned.flip(3)
+
+
+def _parts(data: ImageSet, most: int) -> Iterator[NDArray[np.int64]]:
+    """All of a set in order, in parts that a network can take at once, at most ``most`` of it."""
+    for start in range(0, len(data), most):
+        yield from data.pieces(np.arange(start, min(start + most, len(data))))
 
 
 def _train_mode(model: nn.Module) -> None:
@@ -262,18 +295,22 @@ class Trainer:
         # Layers that draw (dropout) use the global generator: give each site and round its own state of it.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(derive(self.seed, "dropout", stream, round_number))
-            for images, labels in islice(self._batches(data, stream, round_number, passes, start), steps):
-                rate = learning_rate(config, step / total_steps)
-                with self._autocast():
-                    logits = [forward(images) for forward in forwards]
-                losses = [
-                    (learner.loss or criterion)(z.float(), labels) for learner, z in zip(learners, logits, strict=True)
-                ]
-                _descend(learners, [*losses, *coupling(images, logits)], rate, config.clip)
+            for pieces in islice(self._batches(data, stream, round_number, passes, start), steps):
+                _begin(learners, learning_rate(config, step / total_steps))
+                for piece in pieces:
+                    with self._autocast():
+                        answers = [self.task.respond(forward, piece.inputs) for forward in forwards]
+                    losses = [
+                        self.task.loss(answer, piece.targets, learner.loss or criterion)
+                        for learner, answer in zip(learners, answers, strict=True)
+                    ]
+                    terms = coupling(piece.inputs, [self.task.logits(answer) for answer in answers])
+                    _add_gradients([*losses, *terms], piece.share)
+                    for loss in losses:
+                        loss_sum += loss.detach() * len(piece.targets)
+                    seen += len(piece.targets)
+                _step(learners, config.clip)
                 step += 1
-                for loss in losses:
-                    loss_sum += loss.detach() * len(labels)
-                seen += len(labels)
                 if self._waits:
                     self._check(float(loss_sum), site, round_number, step)
         total = float(loss_sum)  # the one place where the host waits
@@ -297,20 +334,31 @@ class Trainer:
 
     def _batches(
         self, data: ImageSet, stream: str, round_number: int, passes: int, start: Callable[[int], None] | None = None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of nearly equal size: no batch of one image, which batch normalisation cannot take."""
+    ) -> Iterator[Iterator[_Piece]]:
+        """Batches of nearly equal size: no batch of one image, which batch normalisation cannot take.
+
+        Each is handed out in its pieces, which are read as they are asked for; all must be, before the next batch.
+        """
         generator = torch_stream(self.seed, "augment", stream, round_number)
-        augment = None if isinstance(data, FeatureSet) else self._augment
+        augment = self._augment if data.pictures else None
         for epoch in range(passes):
             if start is not None:
                 start(epoch)
             order = numpy_stream(self.seed, "order", stream, round_number, epoch).permutation(len(data))
             parts = np.array_split(order, -(-len(data) // self.config.batch_size))
             depth = 0 if self._waits else DEPTH
-            for inputs, targets, draws in feed.batches(
-                data, parts, generator, augment, device=self.device, depth=depth
-            ):
-                yield (inputs, targets) if draws is None else self._augmented(data, inputs, targets, draws)
+            pieces = [data.pieces(part) for part in parts]
+            whole = feed.batches(
+                data, [p for own in pieces for p in own], generator, augment, device=self.device, depth=depth
+            )
+            for part, own in zip(parts, pieces, strict=True):
+                yield (self._piece(data, batch, len(part)) for batch in islice(whole, len(own)))
+
+    def _piece(self, data: ImageSet, batch: feed.Batch, whole: int) -> _Piece:
+        inputs, targets, draws = batch
+        if draws is not None:
+            inputs, targets = self._augmented(data, inputs, targets, draws)
+        return _Piece(inputs, targets, len(targets) / whole)
 
     def _augmented(self, data: ImageSet, pixels: Tensor, targets: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """Perturbed and normalised; masks move with their pictures."""
@@ -323,15 +371,16 @@ class Trainer:
     def _inputs(self, data: ImageSet, rows: NDArray[np.int64]) -> Tensor:
         """What the network takes of rows of the store, without augmentation: normalised images, or features."""
         batch = feed.read(data, rows, self.device)
-        return batch if isinstance(data, FeatureSet) else self._normalise(self._float(batch))
+        return self._normalise(self._float(batch)) if data.pictures else batch
 
     def _seen(self, data: ImageSet, where: NDArray[np.int64], views: Views) -> Iterator[Tensor]:
         """What the network takes, in each of ``views``; of features those that are stored."""
-        if not isinstance(data, FeatureSet):
+        if data.pictures:
             yield from _views(self._inputs(data, data.rows[where]), views)
         elif views == 1:
             yield self._inputs(data, data.rows[where])
         else:
+            assert isinstance(data, FeatureSet)
             for number in range(views):
                 yield self._inputs(data, data.views[where, number])
 
@@ -384,12 +433,11 @@ class Trainer:
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Rows of ``data`` and their probabilities ``(n, C, ...)``, batch by batch."""
         model.eval()
-        for start in range(0, len(data), batch_size):
-            where = np.arange(start, min(start + batch_size, len(data)))
+        for where in _parts(data, batch_size):
             total: Tensor | None = None
             for number, inputs in enumerate(self._seen(data, where, views)):
                 with self._autocast():
-                    logits = model(inputs)
+                    logits = self.task.logits(self.task.respond(model, inputs))
                 seen = self.task.upright(torch.softmax(logits.float(), dim=1), number)
                 total = seen if total is None else total + seen
             assert total is not None
@@ -428,7 +476,8 @@ class Trainer:
             layer.momentum = None  # type: ignore[assignment]  # None: cumulative mean over batches
             layer.train()
         for where in np.array_split(np.arange(len(data)), -(-len(data) // batch_size)):
-            model(self._inputs(data, data.rows[where]))
+            for piece in data.pieces(where):
+                self.task.respond(model, self._inputs(data, data.rows[piece]))
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
         model.eval()

@@ -205,7 +205,7 @@ ALGORITHMS.register("det")(
             memory="2 models, whatever the number of sites; a site 2 networks while it trains",
             cost="2 × local training, and a prediction of the validation part by both models before each pass but one",
         ),
-        newcomer="the mean of the deputies",
+        newcomer=lambda config: "the mean of the deputies",
         passes=twice,
         note=two_models_note,
         unfit=unfit,

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from pydantic import Field
 
-from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, CoordinatorHalf, Facts
+from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, CoordinatorHalf, Facts, Outlook
 from morphfed.algorithms.fedavg import PlainSite
 from morphfed.algorithms.mean import RunningMean, Weighting
 from morphfed.algorithms.prr.spectrum import Phase, plane, share_band, unfolded, weight_of
@@ -40,8 +40,8 @@ from morphfed.models.layout import Layout
 if TYPE_CHECKING:
     from torch import Tensor
 
-JOINT = 2**22
-"""Tensors of one shape are transformed together up to so many values, all models counted."""
+JOINT = 2**21
+"""Tensors of one shape are transformed together up to so many values of a model."""
 
 SITE = "site/"
 """Prefix of the sites' own models in the coordinator's state."""
@@ -92,8 +92,9 @@ def share_of_sides(start: float, end: float, round_number: int, rounds: int) -> 
 class Pfa(CoordinatorHalf):
     """Mixes the sites' models frequency by frequency.
 
-    It holds a model for each site, whose high frequencies nobody else has, and the mean. The spectra of one layer at a
-    time are held beside them; sums of spectra over arriving uploads would save nothing.
+    It holds a model for each site, whose high frequencies nobody else has, and the mean. Layers are mixed one at a
+    time: with ``phase = "complex"`` one site's spectrum of it is held beside them, else those of all sites. Sums of
+    spectra over arriving uploads would save nothing.
 
     Args:
         initial: the travelling tensors before round 1, alike for all sites.
@@ -109,11 +110,12 @@ class Pfa(CoordinatorHalf):
         self._sites: dict[str, Tensors] = {}
         self._rounds = self._round = 0
         self._weights: dict[str, float] = {}
+        self._before: Tensors = {}
         self._mean = RunningMean()
 
-    def plan(self, rounds: int) -> None:
+    def plan(self, outlook: Outlook) -> None:
         """R, over which the band grows."""
-        self._rounds = rounds
+        self._rounds = outlook.rounds
 
     def download(self, site: str) -> Tensors:
         """The shared band and the site's own high frequencies; before its first upload the initial model."""
@@ -124,8 +126,8 @@ class Pfa(CoordinatorHalf):
         return self._sites.get(site, {})
 
     def begin_round(self, round_number: int, cohort: Iterable[str]) -> None:
-        """Forget the last round's sums."""
-        self._round, self._weights, self._mean = round_number, {}, RunningMean()
+        """Forget the last round's sums; this round's take the memory of the mean before the last."""
+        self._round, self._weights, self._mean = round_number, {}, RunningMean(self._before)
 
     @torch.no_grad()
     def fold(self, upload: Upload) -> None:
@@ -146,6 +148,7 @@ class Pfa(CoordinatorHalf):
             return
         if not self._rounds:
             raise RuntimeError("plan() must tell the number of rounds first")
+        self._before = {name: t for name, t in self._model.items() if t.device.type == "cpu"}
         self._model, self._mean = self._mean.result(), RunningMean()
         sites = sorted(self._sites)
         mixed = frozenset(self._matrices)
@@ -154,39 +157,26 @@ class Pfa(CoordinatorHalf):
             if plain:
                 torch._foreach_copy_([self._sites[site][n] for n in plain], [self._model[n] for n in plain])
         total = sum(self._weights.values())
-        shares = torch.tensor([self._weights.get(site, 0.0) / total for site in sites], dtype=torch.float64)
-        for names in self._alike(len(sites)):
+        shares = [self._weights.get(site, 0.0) / total for site in sites]
+        for names in self._alike():
             self._mix(names, sites, shares)
 
-    def _alike(self, models: int) -> Iterator[list[str]]:
+    def _alike(self) -> Iterator[list[str]]:
         """Names of one kind and shape, few enough to be transformed together."""
         groups: dict[tuple[object, ...], list[str]] = {}
         for name in self._matrices:
             tensor = self._model[name]
             groups.setdefault((tensor.shape, tensor.dtype, name in self._rows), []).append(name)
         for names in groups.values():
-            step = max(1, JOINT // (models * self._model[names[0]].numel()))
+            step = max(1, JOINT // self._model[names[0]].numel())
             yield from (names[start : start + step] for start in range(0, len(names), step))
 
-    def _mix(self, names: Sequence[str], sites: Sequence[str], shares: Tensor) -> None:
-        config, first = self._config, self._model[names[0]]
+    def _mix(self, names: Sequence[str], sites: Sequence[str], shares: Sequence[float]) -> None:
+        config = self._config
         by_rows = names[0] in self._rows
-
-        shape = first.flatten(1).shape if by_rows else plane(first).shape
-        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
-
-        def flat(models: Sequence[Tensors]) -> Tensor:
-            """``(K, names, rows, columns)``, each value copied once."""
-            found = torch.empty((len(models), len(names), *shape), dtype=wide, device=first.device)
-            for k, model in enumerate(models):
-                for t, name in enumerate(names):
-                    weight = model[name].flatten(1) if by_rows else unfolded(model[name])
-                    found[k, t].view(weight.shape).copy_(weight)
-            return found
-
         mixed = share_band(
-            flat([self._sites[site] for site in sites]),
-            flat([self._model])[0],
+            _Planes([self._sites[site] for site in sites], names, by_rows=by_rows),
+            _Planes([self._model], names, by_rows=by_rows)[0],
             shares,
             ratio=share_of_sides(config.l_start, config.l_end, self._round, self._rounds),
             phase=config.phase,
@@ -195,8 +185,8 @@ class Pfa(CoordinatorHalf):
         )
         for site, of_site in zip(sites, mixed, strict=True):
             for name, found in zip(names, of_site, strict=True):
-                shaped = found.reshape(first.shape) if by_rows else weight_of(found, first.shape)
-                self._sites[site][name].copy_(shaped)
+                own = self._sites[site][name]
+                own.copy_(found.reshape(own.shape) if by_rows else weight_of(found, own.shape))
 
     def model(self) -> Tensors:
         """The mean of the uploads: what a newcomer gets."""
@@ -216,6 +206,35 @@ class Pfa(CoordinatorHalf):
             if key.startswith(SITE):
                 site, _, name = key.removeprefix(SITE).partition("/")
                 self._sites.setdefault(site, {})[name] = tensor.to(devices[name], copy=True)
+
+
+class _Planes(Sequence["Tensor"]):
+    """The named tensors of each model as one stack ``(names, rows, columns)``, which lies where the one before lay.
+
+    Args:
+        models: of the same tensors.
+        names: of tensors of one shape.
+        by_rows: rows are what belongs to one output.
+    """
+
+    def __init__(self, models: Sequence[Tensors], names: Sequence[str], *, by_rows: bool) -> None:
+        self._models, self._names, self._by_rows = models, names, by_rows
+        first = models[0][names[0]]
+        shape = first.flatten(1).shape if by_rows else plane(first).shape
+        wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+        self._stack = torch.empty((len(names), *shape), dtype=wide, device=first.device)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __getitem__(self, k: int) -> Tensor:  # type: ignore[override]  # no slices
+        if not 0 <= k < len(self):
+            raise IndexError(k)
+        for name, found in zip(self._names, self._stack, strict=True):
+            weight = self._models[k][name]
+            shown = weight.flatten(1) if self._by_rows else unfolded(weight)
+            found.view(shown.shape).copy_(shown)  # each value is copied once
+        return self._stack
 
 
 def pfa(config: AlgorithmConfig, initial: Tensors, layout: Layout) -> Pfa:
@@ -239,6 +258,6 @@ ALGORITHMS.register("pfa")(
             cost="1 × local training; at the coordinator two Fourier transforms of each model",
         ),
         travels=travels,
-        newcomer=NEWCOMER,
+        newcomer=lambda config: NEWCOMER,
     )
 )

@@ -11,7 +11,9 @@ four arms of one study. With ``aggregation = "mean"``, no transfer and the study
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -26,7 +28,8 @@ from morphfed.algorithms.base import (
 )
 from morphfed.algorithms.fedmedian import Median
 from morphfed.algorithms.mean import Averaging
-from morphfed.algorithms.prr.deputy import OF_MASKS, DeputyConfig, DeputySite, two_models_note, unfit
+from morphfed.algorithms.prr import deputy, prototypes
+from morphfed.algorithms.prr.deputy import DeputyConfig, DeputySite, two_models_note, unfit
 from morphfed.algorithms.prr.fourier import Pfa, PfaConfig, travels
 from morphfed.algorithms.prr.objective import Objective, PlainObjectiveSite
 from morphfed.algorithms.prr.prototypes import (
@@ -45,7 +48,10 @@ class PrrConfig(PfaConfig, DeputyConfig, PrototypeConfig):
 
     aggregation: Literal["pfa", "mean", "median"] = Field("pfa", description="what is made of the uploads")
     transfer: bool = Field(True, description="DET: a personal model beside the one that travels")
-    loss: Literal["cpa", "task"] = Field("cpa", description="cpa: prototype-aligned; task: train.loss")
+    loss: Literal["cpa", "task"] = Field(
+        "cpa",
+        description="cpa: prototype-aligned, in place of the study's; task: train.loss (of masks train.mask_loss)",
+    )
     phase: Phase = Field(
         "arithmetic", description="as in pfa; arithmetic as published in 2022, private as in 2021; complex keeps means"
     )
@@ -55,7 +61,7 @@ class PrrConfig(PfaConfig, DeputyConfig, PrototypeConfig):
 class Prr2021Config(PrrConfig):
     """Keys of PRR-FL with the defaults of 2021."""
 
-    loss: Literal["cpa", "task"] = Field("task", description="cpa: prototype-aligned; task: train.loss")
+    loss: Literal["cpa", "task"] = Field("task", description="as in prr")
     phase: Phase = Field("private", description="as in pfa")
     classifier: Literal["rows", "matrix"] = Field("matrix", description="as in pfa")
 
@@ -96,9 +102,14 @@ def _note(config: AlgorithmConfig, sites: int) -> str:
 
 def _unfit(config: AlgorithmConfig, task: str) -> str:
     keys = cast("PrrConfig", config)
-    if task == "segmentation" and keys.loss == "cpa":
-        return "loss = 'cpa' compares mean features of classes, one vector an image; masks take loss = 'task'"
+    if task == "mil" and keys.loss == "cpa":
+        return "loss = 'cpa' compares mean features of classes, one vector an image; bags take loss = 'task'"
     return unfit(config, task) if keys.transfer else ""
+
+
+_OF_MASKS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"segmentation": MappingProxyType({**deputy.OF_MASKS["segmentation"], **prototypes.OF_MASKS})}
+)
 
 
 def _preset(name: str, title: str, paper: str, config: type[PrrConfig]) -> Algorithm:
@@ -119,12 +130,14 @@ def _preset(name: str, title: str, paper: str, config: type[PrrConfig]) -> Algor
         ),
         travels=travels,
         uploads=_uploads,
-        newcomer="the mean (median) of the deputies; where norms stay, with those that training started from and "
-        "running statistics re-estimated on the newcomer's own unlabelled images",
+        newcomer=lambda config: (
+            "the mean (median) of the deputies; where norms stay, with those that training started from and "
+            "running statistics re-estimated on the newcomer's own unlabelled images"
+        ),
         passes=_passes,
         note=_note,
         unfit=_unfit,
-        defaults=OF_MASKS,
+        defaults=_OF_MASKS,
         counts=lambda keys: cast("PrrConfig", keys).loss == "cpa",
     )
 

@@ -11,6 +11,11 @@ Chen et al., IEEE TMI 2022: conjoint prototype-aligned loss, ``-Σ_c γ_c y_c lo
   are smaller than 1: γ is then mostly chance.
 * γ is a constant of a round: no gradient aligns prototypes, classes are only weighed.
 
+Of masks the classes are those of pixels, the background among them, and the counts are pixels. A prototype is the mean
+over images of the mean over an image's pixels of the class, of what enters the last convolution of the decoder, so
+that no image counts for more because its cell is larger. The authors add up the features of a class's pixels over all
+images and divide by the number of all pixels; ours is free of how much of its pictures a site's structures cover.
+
 Unlike the authors' code the exchange is once a round, not after each pass, so that the number of messages is that of
 the other methods; γ in a round follows from the round before, at the site and over all sites. Prototypes are not reset
 between rounds, and a class that is missing at a site, or everywhere, has γ = 1 there.
@@ -18,21 +23,23 @@ between rounds, and a class that is missing at a site, or everywhere, has γ = 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 
-from morphfed.algorithms.base import AlgorithmConfig, CoordinatorHalf, SiteWork, Specs
+from morphfed.algorithms.base import AlgorithmConfig, CoordinatorHalf, Outlook, SiteWork, Specs
 from morphfed.algorithms.fedper import need_head
 from morphfed.algorithms.moon import Features
 from morphfed.algorithms.prr.objective import Aim, Objective
 from morphfed.core.seeding import torch_stream
 from morphfed.core.types import Spec, Tensors, Upload
 from morphfed.models.layout import Layout
-from morphfed.tasks.seesaw import log_mitigation, refinement, seesaw
+from morphfed.tasks.seesaw import conjoint, log_mitigation, refinement
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,12 +56,23 @@ class PrototypeConfig(AlgorithmConfig):
     """Keys of CPA."""
 
     beta: float = Field(0.8, ge=0, description="β, power of the class counts' ratio in p̂; 0: cross-entropy")
-    tau: float = Field(3.0, gt=0, description="τ, softens γ; the paper: 3 for skin lesions, 1 for the prostate")
+    tau: float = Field(3.0, gt=0, description="τ, softens γ; as published 3, of masks (where it is not said) 1")
     prototypes: Literal["gaussian", "average"] = Field(
-        "gaussian", description="common prototype. average: the mean over sites; gaussian: a draw around it each round"
+        "gaussian",
+        description="common prototype. average: the mean over sites; gaussian: a draw around it each round; as "
+        "published, of masks average",
     )
     std_floor: float = Field(1.0, ge=0, description="least standard deviation of gaussian; 1 as published")
-    init_share: float = Field(0.3, ge=0, le=1, description="share of the rounds before γ acts; published: 15 of 50")
+    init_share: float = Field(
+        0.3,
+        ge=0,
+        le=1,
+        description="share of the rounds before γ acts; published: 15 of 50, of masks 1 of 20, which is 0.05",
+    )
+
+
+OF_MASKS: Mapping[str, float | str] = MappingProxyType({"tau": 1.0, "prototypes": "average", "init_share": 0.05})
+"""Defaults of masks: those of the authors' script for the prostate."""
 
 
 def prototype_specs(layout: Layout, specs: Specs) -> dict[str, Spec]:
@@ -89,14 +107,15 @@ class PrototypeObjective(Objective):
         sums, seen = torch.zeros_like(download[MEAN]), torch.zeros_like(download[SITES])
 
         def loss(logits: Tensor, labels: Tensor) -> Tensor:
-            return (gamma.to(logits.device)[labels] * seesaw(logits, labels, log_s)).mean()
+            return conjoint(logits, labels, log_s, gamma)
 
         with Features.of(watched, work.layout) as features:
 
             def watching(logits: Tensor, labels: Tensor) -> Tensor:
-                z = features.take().detach()
-                sums.index_add_(0, labels, z.to(sums.dtype))
-                seen.index_add_(0, labels, torch.ones_like(labels, dtype=seen.dtype))
+                if labels.ndim == 1:
+                    add_images(sums, seen, features.take().detach(), labels)
+                else:
+                    add_pixels(sums, seen, features.take_maps().detach(), labels)
                 return loss(logits, labels)
 
             aim = Aim(watching, loss, {})
@@ -115,6 +134,33 @@ class PrototypeObjective(Objective):
             common = common + noise.to(common) * download[SPREAD].clamp(min=self._config.std_floor)
         known = (sites > 0) & (work.state[SEEN].to(sites.device) > 0)
         return refinement(work.state[MEAN].to(common), common, known, tau=self._config.tau)
+
+
+def add_images(sums: Tensor, seen: Tensor, z: Tensor, labels: Tensor) -> None:
+    """Add the images' features to those of their classes.
+
+    Args:
+        sums, seen: ``(C, D)`` and ``(C,)``, changed in place.
+        z: ``(n, D)``.
+        labels: int64 ``(n,)``.
+    """
+    sums.index_add_(0, labels, z.to(sums.dtype))
+    seen.index_add_(0, labels, torch.ones_like(labels, dtype=seen.dtype))
+
+
+def add_pixels(sums: Tensor, seen: Tensor, z: Tensor, masks: Tensor) -> None:
+    """Add each image's mean features of every class that it shows; one image at a time, so that no copy of all is made.
+
+    Args:
+        sums, seen: ``(C, D)`` and ``(C,)``, changed in place; seen counts images.
+        z: ``(n, D, H, W)``.
+        masks: integers ``(n, H, W)``.
+    """
+    for features, mask in zip(z, masks, strict=True):
+        shown = F.one_hot(mask.flatten().long(), len(seen)).to(sums.dtype)
+        pixels = shown.sum(dim=0)
+        sums += (features.flatten(1).to(sums.dtype) @ shown).T / pixels.clamp(min=1)[:, None]
+        seen += pixels > 0
 
 
 class PrototypeExchange(CoordinatorHalf):
@@ -140,9 +186,9 @@ class PrototypeExchange(CoordinatorHalf):
         wide = torch.zeros_like(self._common[MEAN], dtype=torch.float64)
         return wide, wide.clone(), torch.zeros_like(self._common[SITES], dtype=torch.float64)
 
-    def plan(self, rounds: int) -> None:
+    def plan(self, outlook: Outlook) -> None:
         """Pass it on."""
-        self._rule.plan(rounds)
+        self._rule.plan(outlook)
 
     def download(self, site: str) -> Tensors:
         """The rule's download, and the common prototypes of the round before."""

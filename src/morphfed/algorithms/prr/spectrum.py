@@ -8,6 +8,7 @@ inverse transform does.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -89,14 +90,25 @@ def weight_of(flat: Tensor, shape: torch.Size) -> Tensor:
 
 
 def share_band(
-    models: Tensor, mean: Tensor, shares: Tensor, *, ratio: float, phase: Phase, symmetric: bool, sides: Literal[1, 2]
-) -> Tensor:
+    models: Sequence[Tensor],
+    mean: Tensor,
+    shares: Sequence[float],
+    *,
+    ratio: float,
+    phase: Phase,
+    symmetric: bool,
+    sides: Literal[1, 2],
+) -> Iterator[Tensor]:
     """Give every model the common low frequencies; the high ones stay its own.
 
+    Models are looked at one at a time, in their order, so that a step uses the memory of the one before again; all
+    phases but ``complex`` look at each twice, and hold the spectra of all.
+
     Args:
-        models: real ``(K, …, n)`` or ``(K, …, rows, columns)``.
-        mean: the models' weighted mean, without the first axis.
-        shares: ``(K,)``, weights of the models in means; they sum to 1. A model of share 0 only receives.
+        models: K real tensors ``(…, n)`` or ``(…, rows, columns)``, which are not changed. They may be made as they
+            are asked for, in the memory of the one before.
+        mean: the models' weighted mean, of the same shape.
+        shares: K weights of the models in means; they sum to 1. A model of share 0 only receives.
         ratio: L in [0, 1].
         phase: what is averaged in the band. ``private``: amplitudes, each model keeps its phases; ``arithmetic``:
             amplitudes, and angles in (-π, π] as numbers; ``circular``: amplitudes, and angles as directions;
@@ -104,21 +116,41 @@ def share_band(
         symmetric: see :func:`shared_band`.
         sides: axes of the transform.
 
-    Returns:
-        Like ``models``.
+    Yields:
+        Each model afterwards, in memory of its own.
     """
-    where = tuple(range(-sides, 0))
-    shape = tuple(models.shape[-sides:])
-    band = band_weights(shape, ratio, symmetric=symmetric).to(models.device, models.dtype)
+    shape = tuple(mean.shape[-sides:])
+    band = band_weights(shape, ratio, symmetric=symmetric).to(mean.device, mean.dtype)
     if phase == "complex":
-        if bool((band == 1).all()):
-            return mean.expand_as(models)
-        change: Tensor = torch.fft.rfftn(mean - models, dim=where)
-    else:
-        own = _exactly_real(torch.fft.rfftn(models, dim=where), shape)
-        change = _target(own, shares, phase).sub_(own)
-    found: Tensor = torch.fft.irfftn(change.mul_(band), s=shape, dim=where)
-    return found.add_(models)
+        whole, band = bool((band == 1).all()), _complex(band)
+        for k in range(len(models)):
+            yield mean.clone() if whole else _moved(models[k], _spectrum(mean - models[k], sides), band, sides)
+        return
+    band = _complex(band)
+    spectra = [_exactly_real(_spectrum(models[k], sides), shape) for k in range(len(models))]
+    target = _Target(spectra, shares, phase)
+    for k in range(len(models)):
+        yield _moved(models[k], target.change(spectra, k), band, sides)
+
+
+def _complex(band: Tensor) -> Tensor:
+    """The same numbers as what they multiply: a product of two kinds would convert them anew each time."""
+    return torch.complex(band, torch.zeros_like(band))
+
+
+def _spectrum(values: Tensor, sides: Literal[1, 2]) -> Tensor:
+    """Half spectrum of the last one or two axes."""
+    found: Tensor = torch.fft.rfft(values, dim=-1)
+    return torch.fft.fft(found, dim=-2) if sides == 2 else found
+
+
+def _moved(model: Tensor, change: Tensor, band: Tensor, sides: Literal[1, 2]) -> Tensor:
+    """``model`` with the change of its spectrum, of which each coefficient takes the share ``band``."""
+    change.mul_(band)
+    if sides == 2:
+        change = torch.fft.ifft(change, dim=-2)
+    found: Tensor = torch.fft.irfft(change, n=model.shape[-1], dim=-1)
+    return found.add_(model)
 
 
 def _exactly_real(spectrum: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -138,23 +170,44 @@ def _exactly_real(spectrum: Tensor, shape: tuple[int, ...]) -> Tensor:
     return spectrum
 
 
-def _target(own: Tensor, shares: Tensor, phase: Phase) -> Tensor:
-    """What the coefficients become inside the band, ``(K, …)``."""
-    amplitude = own.abs()
-    common = _mean(amplitude, shares)
-    if phase == "arithmetic":
-        angle = own.angle()
-        return torch.polar(common, _mean(angle, shares)).expand_as(own).clone()
-    # A coefficient of 0 has the phase 0, as atan2 says.
-    unit = torch.where(amplitude > 0, own / amplitude, torch.ones_like(own))
-    if phase == "circular":
-        resultant = torch.view_as_complex(_mean(torch.view_as_real(unit), shares))
-        length = resultant.abs()
-        unit = torch.where(length > _LEVEL, resultant / length, unit)
-    target: Tensor = common * unit
-    return target
+class _Target:
+    """What coefficients become inside the band.
+
+    Args:
+        spectra: of the K models.
+        shares: their weights.
+        phase: any but ``complex``.
+    """
+
+    def __init__(self, spectra: Sequence[Tensor], shares: Sequence[float], phase: Phase) -> None:
+        self._amplitude = torch.zeros_like(spectra[0].real)
+        self._common: Tensor | None = None
+        self._open: Tensor | None = None
+        parts = None if phase == "private" else torch.zeros_like(spectra[0] if phase == "circular" else self._amplitude)
+        for own, share in zip(spectra, shares, strict=True):
+            self._amplitude.add_(own.abs(), alpha=share)
+            if parts is not None:
+                parts.add_(_unit(own) if phase == "circular" else own.angle(), alpha=share)
+        if parts is None:
+            return
+        if phase == "arithmetic":
+            self._common = torch.polar(self._amplitude, parts)
+            return
+        self._open = parts.abs() <= _LEVEL
+        self._common = parts.sgn_().mul_(self._amplitude)
+
+    def change(self, spectra: Sequence[Tensor], k: int) -> Tensor:
+        """What model k's coefficients would change by if all of them were in the band, in new memory."""
+        own = spectra[k]
+        if self._common is None:
+            return _unit(own).mul_(self._amplitude).sub_(own)
+        if self._open is None:
+            return self._common - own
+        return torch.where(self._open, _unit(own).mul_(self._amplitude), self._common).sub_(own)
 
 
-def _mean(values: Tensor, shares: Tensor) -> Tensor:
-    mean: Tensor = torch.tensordot(shares.to(values.device, values.dtype), values, dims=1)
-    return mean
+def _unit(spectrum: Tensor) -> Tensor:
+    """Phases as numbers of amplitude 1; a coefficient of 0 has the phase 0, as atan2 says."""
+    found: Tensor = spectrum.sgn()
+    found.real.masked_fill_(found == 0, 1.0)
+    return found

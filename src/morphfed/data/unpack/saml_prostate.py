@@ -60,7 +60,8 @@ def slices(source: Path, options: Options) -> Iterator[Cell | Remark | str]:
     if not marked:
         raise DataError(
             f"No mask of {source} marks prostate: {len(volumes)} volumes and {len(masks)} masks are there.",
-            fix="keep each CaseNN.nii.gz beside its CaseNN_segmentation.nii.gz.",
+            fix="keep each CaseNN.nii.gz beside its CaseNN_segmentation.nii.gz; a site whose masks are all empty has "
+            "nothing to learn or to be tested on: leave it out of the study.",
         )
 
 

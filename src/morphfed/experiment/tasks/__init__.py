@@ -18,6 +18,10 @@ def study_task(study: Study) -> StudyTask:
         from morphfed.experiment.tasks.segmentation import SegmentationStudy
 
         return SegmentationStudy()
+    if study.task == "mil":
+        from morphfed.experiment.tasks.mil import MilStudy
+
+        return MilStudy()
     from morphfed.experiment.tasks.classification import ClassificationStudy
 
     return ClassificationStudy()

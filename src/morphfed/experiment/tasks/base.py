@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from morphfed.core.errors import ConfigError
 from morphfed.core.progress import Reporter, silent
-from morphfed.experiment.assemble import LeftOut
+from morphfed.experiment.assemble import LeftOut, site_scales
+from morphfed.experiment.pictures import colour
+from morphfed.experiment.stock import Pictures, Stock
+from morphfed.models.bags import takes_bags
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
     from morphfed.data.manifest import Manifest
+    from morphfed.data.quality import CheckReport
+    from morphfed.data.scale import SiteScale
     from morphfed.evaluation.compare import UnitPredictions
-    from morphfed.evaluation.predictions import Judged
+    from morphfed.evaluation.predictions import ClusterUnit, Judged
     from morphfed.evaluation.scores import Scores
     from morphfed.evaluation.site import Role
     from morphfed.experiment.prepare import Prepared
@@ -99,16 +104,38 @@ def refuse_unfit(arm: Arm, task: str, where: str) -> None:
         )
 
 
+def refuse_bags(arm: Arm, where: str) -> None:
+    """Refuse what belongs to bags in a study of pictures.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if takes_bags(arm.model):
+        raise ConfigError(
+            f"{where}: model.name = '{arm.model.name}' takes bags of features.",
+            fix="set task = 'mil', or name a network for pictures.",
+        )
+    for key, unused in (
+        ("model.options", not arm.model.options),
+        ("model.dim", arm.model.dim is None),
+        ("train.max_instances", arm.train.max_instances is None),
+    ):
+        if not unused:
+            raise ConfigError(f"{where}: {key} is of bags.", fix=f"remove {key}, or set task = 'mil'.")
+
+
 class StudyTask(ABC):
     """What a study does differently for each task.
 
     Attributes:
         task: for the training loop.
+        unit: what one prediction is of, and what the bootstrap draws where no patient or lesion is known.
         primary: the metric that the report is about.
         options: keys of ``evaluation`` whose change is measured, and in which metrics.
     """
 
     task: ClassVar[Task]
+    unit: ClassVar[ClusterUnit] = "image"
     primary: ClassVar[str]
     options: ClassVar[Mapping[str, tuple[str, ...]]]
 
@@ -147,6 +174,35 @@ class StudyTask(ABC):
         Raises:
             DataError: a site has no image that can be used; names it.
         """
+
+    def scales(self, manifest: Manifest, study: Study, *, report: Reporter = silent) -> dict[str, SiteScale]:
+        """µm per pixel of each site: given, estimated from its nuclei, or unknown."""
+        return site_scales(manifest, study, report=report)
+
+    def stock(self, study: Study, run: Path, cache: Path) -> Stock:
+        """What the images are read from."""
+        return Pictures(study, run, cache)
+
+    def check_data(self, manifest: Manifest, study: Study, *, report: Reporter) -> CheckReport:
+        """The data check that runs before training."""
+        from morphfed.data.quality import check
+
+        classes = study.classes or None
+        least = study.data.min_per_class
+        return check(manifest, classes=classes, labelled=bool(classes), min_per_class=least, report=report)
+
+    def typical_bag(self, rows: pd.DataFrame) -> int | None:
+        """Instances of the median bag, for a plan's estimate; None where a study has no bags."""
+        return None
+
+    def fitted(self, arms: Mapping[str, Arm], prepared: pd.DataFrame | Prepared) -> Mapping[str, Arm]:
+        """The arms with what their networks take from the data.
+
+        Args:
+            arms: by name.
+            prepared: the prepared data, or in a plan the manifest's rows with their ``class``.
+        """
+        return arms
 
     @abstractmethod
     def with_targets(self, prepared: pd.DataFrame, frame: pd.DataFrame, study: Study) -> pd.DataFrame:
@@ -201,6 +257,14 @@ class StudyTask(ABC):
         Raises:
             ConfigError: says what is missing.
         """
+
+    def training_part(self, data: ImageSet, arm: Arm) -> ImageSet:
+        """A site's training part as an arm wants it handed out."""
+        return data
+
+    def colour(self, parts: Sequence[ImageSet]) -> dict[str, list[float]] | None:
+        """Mean and sd of R, G and B in [0, 1] over a site's pictures; None where there are none."""
+        return colour(parts)
 
     @abstractmethod
     def samples(self, site: str, parts: Sequence[ImageSet], study: Study) -> list[dict[str, str]]:

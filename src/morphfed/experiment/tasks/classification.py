@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,15 @@ from morphfed.evaluation.unknown import Strangers, judge_strangers, read_strange
 from morphfed.experiment.assemble import column, label_and_split
 from morphfed.experiment.coarse import coarser_labels
 from morphfed.experiment.pictures import data_uri
-from morphfed.experiment.tasks.base import Judgement, MakeSet, Selected, StudyTask, Trained, refuse_unfit
+from morphfed.experiment.tasks.base import (
+    Judgement,
+    MakeSet,
+    Selected,
+    StudyTask,
+    Trained,
+    refuse_bags,
+    refuse_unfit,
+)
 from morphfed.models.backbone import draws_masks
 from morphfed.models.norm import batch_norms
 from morphfed.tasks.base import Task
@@ -62,6 +70,7 @@ class ClassificationStudy(StudyTask):
 
         load_ontology().resolve_classes(study.classes)
         for name, arm in arms.items():
+            refuse_bags(arm, f"{where}: arms.{name}")
             if draws_masks(arm.model):
                 raise ConfigError(
                     f"{where}: arms.{name}: model.name = '{arm.model.name}' draws masks; a study of classes needs a "
@@ -178,10 +187,13 @@ class ClassificationStudy(StudyTask):
 
     def predict(self, trained: Trained) -> None:
         """Probabilities of every site's test images; of cells of none of the classes; of the former, adapted."""
+        self._predict(trained, trained.tested)
+
+    def _predict(self, trained: Trained, tested: Iterable[tuple[str, ImageSet]]) -> None:
         study, prepared, network = trained.study, trained.prepared, trained.workspace.model
         views, trainer = study.evaluation.views, trained.trainer
         found, one_view, strangers, adapted = {}, {}, {}, {}
-        for name, data in trained.tested:
+        for name, data in tested:
             found[name] = Predictions(
                 classes=study.classes,
                 ids=data.ids.astype(str),
@@ -212,13 +224,13 @@ class ClassificationStudy(StudyTask):
         self, unit: Unit, entry: dict[str, Any], roles: Mapping[str, Role], prepared: Prepared, study: Study, run: Path
     ) -> Judgement:
         """At the unit's temperature."""
-        raw = _read(unit, run, PREDICTIONS, prepared)
+        raw = read_judged(unit, run, PREDICTIONS, prepared)
         temperature = entry.get("calibration", {}).get("temperature")
         found = {site: p.tempered(temperature or 1.0) for site, p in raw.items()}
         adapted = {site: p.tempered(temperature or 1.0) for site, p in _adapted(unit, run, roles).items()}
         entry["sites"] = _judge(unit, found, roles, prepared, study)
         _judge_options(entry, raw, found, adapted, unit.folder(run), study)
-        one_view = _read(unit, run, ONE_VIEW, prepared)
+        one_view = read_judged(unit, run, ONE_VIEW, prepared)
         return Judgement(found, _versions(raw, found, temperature, adapted, one_view))
 
     def scores(
@@ -281,7 +293,7 @@ def _refuse_coarse(study: Study, arm: Arm, where: str) -> None:
         )
 
 
-def _read(unit: Unit, run: Path, name: str, prepared: Prepared) -> dict[str, Predictions]:
+def read_judged(unit: Unit, run: Path, name: str, prepared: Prepared) -> dict[str, Predictions]:
     """Predictions of a unit, of the images that are test images in this study; {} without such a file."""
     path = unit.folder(run) / name
     if name != PREDICTIONS and not path.is_file():

@@ -25,7 +25,15 @@ from morphfed.evaluation.site import Role
 from morphfed.experiment.assemble import column
 from morphfed.experiment.masks import select_masks, values_of
 from morphfed.experiment.overlays import DRAWN, overlays, with_outlines
-from morphfed.experiment.tasks.base import Judgement, MakeSet, Selected, StudyTask, Trained, refuse_unfit
+from morphfed.experiment.tasks.base import (
+    Judgement,
+    MakeSet,
+    Selected,
+    StudyTask,
+    Trained,
+    refuse_bags,
+    refuse_unfit,
+)
 from morphfed.models.backbone import draws_masks
 from morphfed.models.tuning import FULL
 from morphfed.tasks.base import Task
@@ -264,6 +272,7 @@ def _of_this_study(cases: Mapping[str, Cases], prepared: Prepared) -> dict[str, 
 
 
 def _check_arm(arm: Arm, where: str, selectable: frozenset[str]) -> None:
+    refuse_bags(arm, where)
     if not draws_masks(arm.model):
         raise ConfigError(
             f"{where}: model.name = '{arm.model.name}' is a classifier; a study of masks needs one that draws them.",
@@ -284,7 +293,6 @@ def _check_arm(arm: Arm, where: str, selectable: frozenset[str]) -> None:
         raise ConfigError(
             f"{where}: federation.select = '{arm.federation.select}' is of classes.", fix="choose dice or iou."
         )
-    # Class counts may be shared for a loss that needs them; no loss of masks does yet.
     if arm.train.loss != LossConfig():
         raise ConfigError(
             f"{where}: train.loss is of classes.",

@@ -116,9 +116,10 @@ def _shared_counts(r: Results) -> str:
                 names += [model.title] if model.title not in names else []
     said = []
     for counts, names in used.items():
-        each = ", ".join(f"{plain(c)} {count(n)}" for c, n in zip(r.classes, counts, strict=True))
+        classes, what = (["background", *r.structures], "pixels") if r.structures else (r.classes, "images")
+        each = ", ".join(f"{plain(c)} {count(n)}" for c, n in zip(classes, counts, strict=True))
         said.append(
-            f"{listed(names)}: before the first round each site sent its number of training images of each class, and "
+            f"{listed(names)}: before the first round each site sent its number of training {what} of each class, and "
             f"every site's loss used their sum ({each})."
         )
     return " ".join(said)

@@ -49,12 +49,14 @@ def image_source(value: object) -> str:
 
 def data(page: Page) -> Section:
     """Sites, counts, samples, colour, what was left out, findings of the check."""
+    from morphfed.reporting.sections import bags
+
     r = page.results
     section = Section("data", "The data")
     if not r.sites:
         section.blocks.append(Text("results.json describes no site's data."))
         return section
-    section.blocks.append(_sites_table(r))
+    section.blocks.append(bags.sites_table(r) if r.task == "mil" else _sites_table(r))
     section.blocks += _counts(r)
     if coarse := _coarse(r):
         section.blocks.append(coarse)

@@ -10,6 +10,9 @@ from morphfed.reporting.results import Comparison, Results
 from morphfed.reporting.sections.outcome import scope_name
 from morphfed.reporting.text import MINUS, MISSING, capital, count, counted, interval, metric_name, p_value, signed
 
+MANY = 24
+"""Pairs above which the figure shows the main ones and the table is folded away."""
+
 
 def comparisons(page: Page) -> Section:
     """Paired differences: over the training sites and at held-out sites first, then site by site."""
@@ -21,7 +24,10 @@ def comparisons(page: Page) -> Section:
     first = [s for s in (r.plain_scope("mean_training"), r.held_out_scope) if s in found]
     first = first[::-1] if r.folds else first  # a study of folds is about the held-out sites
     for i, scope in enumerate(first or list(found)[:1]):
-        section.blocks += [_difference_figure(r, scope, found[scope], i), _difference_table(r, found[scope], f"{i}")]
+        section.blocks.append(_difference_figure(r, scope, _drawn(r, found[scope]), i))
+        table = _difference_table(r, found[scope], f"{i}")
+        many = len(found[scope]) > MANY
+        section.blocks.append(Details(f"All {len(found[scope])} pairs {_place(r, scope)}", [table]) if many else table)
     rest = {s: cs for s, cs in found.items() if s not in (first or list(found)[:1])}
     others = [m for m in dict.fromkeys(c.metric for c in r.comparisons) if m != r.metric]
     groups = {"Site by site": ("site", rest)}
@@ -41,6 +47,15 @@ def _in_order(r: Results, found: Sequence[Comparison]) -> list[Comparison]:
     last = len(ranks)
     turned = [c.turned() if ranks.get(c.a, last) < ranks.get(c.b, last) else c for c in found]
     return sorted(turned, key=lambda c: (ranks.get(c.b, last), ranks.get(c.a, last)))
+
+
+def _drawn(r: Results, found: Sequence[Comparison]) -> list[Comparison]:
+    """Of many pairs those against each site alone, pooled images and the first federated arm."""
+    if len(found) <= MANY:
+        return list(found)
+    first = next((m.key for m in r.arms if m.kind == "federated"), "")
+    against = {m.key for m in r.arms if m.kind != "federated"} | {m.key for m in r.bests} | {first}
+    return [c for c in found if c.b in against] or list(found)
 
 
 def _by_scope(r: Results, found: Sequence[Comparison]) -> dict[str, list[Comparison]]:

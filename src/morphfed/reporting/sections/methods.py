@@ -31,6 +31,10 @@ _PRR_2022 = (
     "Chen Z et al. Personalized retrogress-resilient federated learning toward imbalanced medical data. "
     "IEEE Trans Med Imaging 2022."
 )
+_HISTOFL = (
+    "Lu MY et al. Federated learning for computational pathology on gigapixel whole slide images. Med Image Anal 2022; "
+    "76:102298."
+)
 _WORKS = {
     "fedavg": "McMahan B et al. Communication-efficient learning of deep networks from decentralized data. "
     "AISTATS 2017.",
@@ -46,6 +50,11 @@ _WORKS = {
     "pfa": f"{_PRR_2021} {_PRR_2022}",
     "det": f"{_PRR_2021} {_PRR_2022}",
     "prr": _PRR_2022,
+    "hypernetwork": "Shamsian A et al. Personalized federated learning using hypernetworks. ICML 2021.",
+    "histofl": _HISTOFL,
+    "as_published": _HISTOFL,
+    "calibrated": "Abadi M et al. Deep learning with differential privacy. CCS 2016. McMahan HB et al. Learning "
+    "differentially private recurrent language models. ICLR 2018.",
     "prr-2021": _PRR_2021,
     "qfedavg": "Li T et al. Fair resource allocation in federated learning. ICLR 2020.",
     "retrogress": "Chen Z et al. Personalized retrogress-resilient framework for real-world medical federated "
@@ -127,7 +136,10 @@ def _data_sentence(r: Results) -> str:
         finite(_table(r.config, "data").get("field_um")),
         finite(_table(r.config, "data").get("image_size")),
     )
-    if size is not None:
+    if r.task == "mil":
+        alike = " Features were standardised at each site by its own training instances."
+        text += alike if _table(r.config, "data").get("standardise") == "site" else ""
+    elif size is not None:
         crop = (
             f"A square field of {field:g} µm was cut out where the physical scale was known or could be estimated, "
             "and pictures"
@@ -197,11 +209,11 @@ def _split_by(r: Results, split: Mapping[str, Any], shares: str) -> str:
     units = {r.patient_unit(s) for s in r.training}
     if len(units) == 1:
         only = units.pop()
-        by = "image, as no patient ids were known" if only == "image" else only
+        by = f"{only}, as no patient ids were known" if only in ("image", "bag") else only
     else:
         owners = [u for u in ("patient", "lesion") if u in units]
         by = ", else by ".join(f"{u} where {u}s were known" for u in owners) + (
-            ", else by image" if "image" in units else ""
+            ", else by image" if units & {"image", "bag"} else ""
         )
     return f"split by {by} ({shares})"
 
@@ -209,7 +221,7 @@ def _split_by(r: Results, split: Mapping[str, Any], shares: str) -> str:
 def _judging_sentence(r: Results) -> str:
     units = {r.patient_unit(s) for s in r.all_sites}
     unit = ", else ".join(f"{u}s where known" for u in ("patient", "lesion") if u in units) + (
-        ", else images" if "image" in units else ""
+        ", else images" if units & {"image", "bag"} else ""
     )
     unit = unit if len(units) > 1 else f"{units.pop()}s"
     resamples = {c.resamples for c in r.comparisons if c.resamples} or {
@@ -235,6 +247,7 @@ def citations(r: Results) -> list[str]:
     used = {str(u.get("algorithm")) for u in r.units} | {m.arm for m in r.arms}
     used |= {part for s in r.sites.values() for part in str(s.get("source")).split("+")}
     used |= {"retrogress"} if r.raw.get("retrogress") else set()
+    used |= {str(noise.get("kind")) for u in r.units if (noise := u.get("noise"))}
     loss = _table(r.config, "train").get("loss")
     if isinstance(loss, Mapping):
         used |= {str(v) for v in loss.values() if isinstance(v, str)}
@@ -243,7 +256,7 @@ def citations(r: Results) -> list[str]:
         upload, _ = transfers(r, model.arm)
         if (arm_cost(r, model).up or 0) > 0 and upload.get("code", "fp32") != "fp32":
             used |= {str(upload["code"])} | ({"error_feedback"} if upload.get("error_feedback") else set())
-    return [*(work for key, work in _WORKS.items() if key in used), *kind_of(r).works]
+    return [*dict.fromkeys(work for key, work in _WORKS.items() if key in used), *kind_of(r).works]
 
 
 def _run_facts(r: Results) -> list[tuple[str, str]]:

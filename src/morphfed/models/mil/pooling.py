@@ -1,0 +1,64 @@
+"""Mean and maximum pooling: what every bag model is compared with."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from morphfed.models.mil.base import HEADS, HeadConfig, MilHead, MilOutput, mlp, xavier_normal
+
+
+class PoolingConfig(HeadConfig):
+    """What is pooled."""
+
+    level: Literal["embedding", "instance"] = Field(
+        "embedding", description="embedding: pool, then classify (MI-Net); instance: classify, then pool (mi-Net)"
+    )
+
+
+class _Pooling(MilHead):
+    """An embedding, a linear classifier, and a pooling before or after it."""
+
+    Config: ClassVar[type[HeadConfig]] = PoolingConfig
+    paper = "Wang et al., Revisiting multiple instance neural networks, Pattern Recognition 74, 2018"
+
+    def __init__(self, in_features: int, classes: int, config: PoolingConfig) -> None:
+        super().__init__(in_features, classes, config)
+        widths = (in_features, *config.hidden)
+        self.level = config.level
+        self.embedding = mlp(widths, config.dropout)
+        self.classifier = nn.Linear(widths[-1], classes)
+        xavier_normal(self)
+
+
+@HEADS.register("mean")
+class MeanPooling(_Pooling):
+    """Every instance counts alike; both levels are the same function, as classifier and mean are linear."""
+
+    title = "mean pooling"
+    equation = "logits = W mean_i f(x_i) + b"
+
+    def pool(self, bag: Tensor) -> MilOutput:
+        """Pool one bag."""
+        embedded = self.embedding(bag)
+        instances = self.classifier(embedded)
+        logits = self.classifier(embedded.mean(0)) if self.level == "embedding" else instances.mean(0)
+        return MilOutput(logits, bag.new_full((len(bag),), 1 / len(bag)), instances)
+
+
+@HEADS.register("max")
+class MaxPooling(_Pooling):
+    """The largest value of each feature (embedding), or of each class's score (instance)."""
+
+    title = "maximum pooling"
+    equation = "logits = W max_i f(x_i) + b, or max_i (W f(x_i) + b)"
+
+    def pool(self, bag: Tensor) -> MilOutput:
+        """Pool one bag."""
+        embedded = self.embedding(bag)
+        instances = self.classifier(embedded)
+        logits = self.classifier(embedded.amax(0)) if self.level == "embedding" else torch.amax(instances, 0)
+        return MilOutput(logits, None, instances)
