@@ -62,6 +62,8 @@ class MemoryLink:
     count: int = 0
 
     def post(self, site: str, content: bytes, *, lifetime: float) -> str:
+        if site in self.away:
+            return ""
         self.count += 1
         question = unpack(content, limit=LIMIT)
         self.traffic.append((site, question.kind, bool(question.tensors)))

@@ -33,7 +33,7 @@ class MemoryGrid:
     def __init__(self) -> None:
         self.pushed: dict[str, Message] = {}
         self.replies: dict[str, Message] = {}
-        self.online = {11: "2026-01-01T10:00:00+00:00"}
+        self.online = dict.fromkeys(NODES.values(), "2026-01-01T10:00:00+00:00")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         found = []
@@ -100,6 +100,12 @@ def _reply(to: Message, content: RecordDict | Error, by: int | None = None) -> M
     return reply
 
 
+def test_nothing_is_left_for_a_site_that_is_not_there(grid: MemoryGrid) -> None:
+    del grid.online[12]
+    assert GridLink(grid, NODES).post("lagos", b"question", lifetime=600) == ""  # type: ignore[arg-type]
+    assert not grid.pushed
+
+
 def test_another_sites_node_cannot_answer(grid: MemoryGrid) -> None:
     link = GridLink(grid, NODES)  # type: ignore[arg-type]
     ticket = link.post("lagos", b"question", lifetime=600)
@@ -125,6 +131,7 @@ def test_presence_is_what_the_server_has_heard(grid: MemoryGrid, monkeypatch: py
     link = GridLink(grid, NODES)  # type: ignore[arg-type]
     monkeypatch.setattr("morphfed.federation.transports.flower.grid._LOOK", 0.0)
     before = time.time()
+    del grid.online[12]
     found = link.presence()
     assert found["kampala"].connected
     assert found["kampala"].since == 1767261600.0  # 2026-01-01 10:00 UTC

@@ -34,7 +34,7 @@ class Link(Protocol):
             lifetime: seconds after which it need not be delivered any more.
 
         Returns:
-            The ticket under which its answer comes.
+            The ticket under which its answer comes; empty: the site is not connected, and nothing was left for it.
 
         Raises:
             LinkError: the network's middle (not the site) cannot be reached.

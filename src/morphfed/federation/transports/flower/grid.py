@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message
 
-from morphfed.core.errors import LinkError
 from morphfed.federation.transports.flower.calls import as_link_errors
 from morphfed.federation.transports.flower.messages import TYPE, unwrap, wrap
 from morphfed.federation.transports.link import Presence
@@ -36,13 +35,14 @@ class GridLink:
         self._looked = (0.0, dict[str, Presence]())
 
     def post(self, site: str, content: bytes, *, lifetime: float) -> str:
-        """Leave a question at the server."""
+        """Leave a question at the server, which takes none for a site that has never connected."""
+        if not self.presence()[site].connected:
+            return ""
         message = Message(wrap(content), dst_node_id=self._nodes[site], message_type=TYPE, ttl=lifetime + 60)
         with as_link_errors(self._where):
-            (ticket,) = self._grid.push_messages([message]) or (None,)
-        if not ticket:
-            raise LinkError(f"{self._where} did not take a question to '{site}'.", fix="look at its log.")
-        self._asked[ticket] = site
+            ticket = next(iter(self._grid.push_messages([message])), None) or ""
+        if ticket:
+            self._asked[ticket] = site
         return str(ticket)
 
     def take(self, tickets: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
