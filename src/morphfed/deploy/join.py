@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -13,6 +14,9 @@ from morphfed.deploy.bundle import SECRETS, open_bundle
 from morphfed.deploy.resident import Resident
 from morphfed.experiment.study import SiteConfig
 from morphfed.privacy.ledger import ChainedLedger
+
+if TYPE_CHECKING:
+    from morphfed.federation.transports.flower.fleet import Credentials
 
 POLL = 0.5
 """Seconds between two looks for a question."""
@@ -55,7 +59,7 @@ def join(bundle: Path, folder: Path, data: SiteConfig, *, stay: bool = False, re
         lock.release()
 
 
-def _serve(credentials: object, resident: Resident, stay: bool, report: Reporter) -> None:
+def _serve(credentials: Credentials, resident: Resident, stay: bool, report: Reporter) -> None:
     wait, said = _SHORTEST, ""
     while stay or not resident.over:
         began = time.monotonic()
@@ -71,11 +75,10 @@ def _serve(credentials: object, resident: Resident, stay: bool, report: Reporter
             wait = min(2 * wait, _LONGEST)
 
 
-def _connected(credentials: object, resident: Resident, stay: bool, report: Reporter) -> None:
+def _connected(credentials: Credentials, resident: Resident, stay: bool, report: Reporter) -> None:
     """Answer questions for as long as the connection lasts."""
-    from morphfed.federation.transports.flower.fleet import Credentials, FleetLine
+    from morphfed.federation.transports.flower.fleet import FleetLine
 
-    assert isinstance(credentials, Credentials)
     with FleetLine(credentials) as line:
         where = f"{credentials.host}:{credentials.port}"
         report(Event("site", text=f"connected to {where} as '{resident.site}'", level="info"))

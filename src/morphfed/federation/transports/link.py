@@ -76,7 +76,7 @@ class Line(Protocol):
         """The next question, None while there is none.
 
         Args:
-            limit: bytes; a longer one is not fetched to its end.
+            limit: bytes; one that is longer, or damaged, comes without content.
 
         Raises:
             LinkError: the coordinator cannot be reached, or does not let this site in.

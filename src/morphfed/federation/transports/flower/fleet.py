@@ -13,6 +13,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from flwr.app import Message
+from flwr.common.serde import message_from_proto
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -158,14 +159,13 @@ class FleetLine:
             make_confirm_message_received_fn_protobuf(self._retrying(self._client.ConfirmMessageReceived), node, run)(
                 tree.object_id
             )
-        if contents is None:
-            return None
+        handle = message_from_proto(found.messages_list[0])
         try:
-            message = read_message(tree.object_id, contents)
+            content = None if contents is None else unwrap(read_message(tree.object_id, contents))
         except ValueError:
-            return None
-        content = unwrap(message)
-        return None if content is None else Question(content, message)
+            content = None
+        # What is too large, damaged or no parcel is answered too, as a question that cannot be read.
+        return Question(content or b"", handle)
 
     def _pull(self, names: list[str], pull: Any, limit: int) -> dict[str, bytes] | None:
         """All objects of a message; None: more than can be expected, or some are gone."""
