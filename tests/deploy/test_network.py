@@ -20,7 +20,8 @@ if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower 
     pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
 pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
 
-from tests.deploy.test_provision import NGINX, ask, free_port, start_nginx
+from tests.deploy.test_provision import NGINX, ask, start_nginx
+from tests.ports import free_port
 
 from morphfed.core.files import read_json, sha256_file
 from morphfed.data.drafting import draft

@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
 
 from tests.deploy.test_consent import STUDY
+from tests.ports import free_port
 
 from morphfed.cli import call
 from morphfed.core.errors import ConfigError, StorageError
@@ -29,12 +30,6 @@ from morphfed.deploy import keys, provision
 from morphfed.deploy.templates import PATHS
 
 NGINX = os.environ.get("NGINX") or shutil.which("nginx")
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
