@@ -68,6 +68,13 @@ def test_published_defaults() -> None:
     assert ALGORITHMS["prr"].passes(PrrConfig(transfer=False), 5) == 5
 
 
+def test_the_preset_without_deputies_is_prr_with_three_other_keys() -> None:
+    ours = ALGORITHMS["pfa-cpa"].config()
+    assert ours.model_dump() == PrrConfig(transfer=False, phase="complex", symmetric=True).model_dump()
+    assert ALGORITHMS["pfa-cpa"].counts(ours)
+    assert ALGORITHMS["pfa-cpa"].passes(ours, 5) == 5
+
+
 @pytest.mark.parametrize(
     ("keys", "other", "its_keys"),
     [

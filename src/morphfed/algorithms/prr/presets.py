@@ -4,6 +4,9 @@
 private, the classifier is transformed as any layer, and the loss is the study's. What the papers set outside the
 algorithm, a study sets: 5 local epochs, SGD without momentum, learning rate halved every 5 of 50 rounds.
 
+``pfa-cpa`` is the combination to begin with, by our study of unlike class mixtures (docs/results.md): no deputies, and
+a Fourier mean that keeps FedAvg's mean. It is ours, not the papers'.
+
 ``aggregation``, ``transfer`` and ``loss`` switch the three pieces, so that FedAvg, with PFA, with DET and with CPA are
 four arms of one study. With ``aggregation = "mean"``, no transfer and the study's loss it is FedBN, and with
 ``norms = "travel"`` FedAvg, to the bit.
@@ -12,6 +15,7 @@ four arms of one study. With ``aggregation = "mean"``, no transfer and the study
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -64,6 +68,14 @@ class Prr2021Config(PrrConfig):
     loss: Literal["cpa", "task"] = Field("task", description="as in prr")
     phase: Phase = Field("private", description="as in pfa")
     classifier: Literal["rows", "matrix"] = Field("matrix", description="as in pfa")
+
+
+class PfaCpaConfig(PrrConfig):
+    """Keys of PRR-FL with the defaults of ``pfa-cpa``."""
+
+    transfer: bool = Field(False, description="as in prr")
+    phase: Phase = Field("complex", description="as in pfa")
+    symmetric: bool = Field(True, description="as in pfa")
 
 
 def _site(config: AlgorithmConfig) -> SiteHalf:
@@ -147,4 +159,17 @@ ALGORITHMS.register("prr")(
 )
 ALGORITHMS.register("prr-2021")(
     _preset("prr-2021", "the same as first published", "Chen et al., MICCAI 2021", Prr2021Config)
+)
+ALGORITHMS.register("pfa-cpa")(
+    replace(
+        _preset("pfa-cpa", "PRR-FL without deputies, complex means", "after Chen et al., IEEE TMI 2022", PfaCpaConfig),
+        equation="θ_k ← PFA({θ_j})_k;  L = -Σ_c γ_c y_c log p̂_c (CPA)",
+        facts=Facts(
+            travels="the model without its normalisation layers, both ways; class counts once, each round C × D mean "
+            "features up, twice as many numbers down",
+            stays="images, labels, optimiser state, normalisation with its running statistics",
+            memory="K + 2 models for K sites and the spectra of one layer",
+            cost="1 × local training",
+        ),
+    )
 )

@@ -50,6 +50,7 @@ _WORKS = {
     "pfa": f"{_PRR_2021} {_PRR_2022}",
     "det": f"{_PRR_2021} {_PRR_2022}",
     "prr": _PRR_2022,
+    "pfa-cpa": _PRR_2022,
     "hypernetwork": "Shamsian A et al. Personalized federated learning using hypernetworks. ICML 2021.",
     "histofl": _HISTOFL,
     "as_published": _HISTOFL,
