@@ -389,6 +389,7 @@ def test_the_start_waits_for_a_site_that_is_not_ready_and_says_why(tmp_path: Pat
     net.remote().gather("net", wait=600)
     assert net.warnings.count("Site 'lagos': it refuses: the study abc is not approved.") == 1
     assert 60 <= net.clock.time - begin < 80
+    assert net.told[0].startswith("start: 2 of 3 sites ready, waiting for lagos until ")
 
 
 def test_a_site_with_another_initial_network_is_refused_at_the_start(tmp_path: Path) -> None:

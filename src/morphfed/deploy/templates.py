@@ -72,6 +72,8 @@ Wants=network-online.target
 ExecStart=$command coordinator start $folder
 Restart=on-failure
 RestartSec=10
+# 130: stopped on purpose
+SuccessExitStatus=130
 # 2 a wrong study, 6 a round without its quorum: starting again would not help.
 RestartPreventExitStatus=2 6
 $environment
@@ -98,6 +100,8 @@ WorkingDirectory=/var/lib/morphfed
 ExecStart=/opt/morphfed/bin/morphfed site join $site.zip --data manifest.csv --folder $site
 Restart=on-failure
 RestartSec=10
+# 130: stopped on purpose
+SuccessExitStatus=130
 $environment
 NoNewPrivileges=yes
 ProtectSystem=strict

@@ -162,7 +162,15 @@ class Remote:
         end, said = self._clock.now() + wait, dict.fromkeys(self._names, "")
         asked = {one.site: one for one in self._ask("hello", {"network": network}, dict.fromkeys(self._names))}
         again: dict[str, float] = {}
+        told = self._clock.now()
         while said and self._clock.now() < end:
+            if self._clock.now() - told >= self._patience.tell:
+                told = self._clock.now()
+                ready = len(self._names) - len(said)
+                text = (
+                    f"start: {ready} of {len(self._names)} sites ready, waiting for {', '.join(said)} until {_at(end)}"
+                )
+                self._report(Event(self._task, text=text, level="info"))
             self._collect(list(asked.values()))
             for site in list(said):
                 if asked[site].answer is not None:
@@ -292,7 +300,8 @@ class Remote:
         packed: dict[tuple[int, ...], tuple[str, Tensors]] = {}
         asked = []
         for site, download in downloads.items():
-            sent, tensors = "", {}
+            sent: str = ""
+            tensors: Tensors = {}
             if download is not None:
                 same = tuple(id(t) for t in download.values())
                 if same not in packed:
@@ -359,7 +368,9 @@ class Remote:
                 continue
             self._done.add(ticket)
             if ticket in self._late:
-                self._warn(f"{self._late.pop(ticket)} came after it was given up; it was not used.")
+                late = self._late.pop(ticket)
+                if content is not None:  # else its question has outlived its lifetime
+                    self._warn(f"{late} came after it was given up; it was not used.")
                 continue
             one = mine.get(ticket)
             if one is None:
