@@ -211,7 +211,11 @@ class Remote:
         for held in self._held.values():
             held.absent = False
         asked = self._ask("train", {"round": round_number, "rounds": rounds}, downloads)
+        total, done = rounds * len(self._names), (round_number - 1) * len(self._names)
+        self._report(Event(self._task, done, total, f"round {round_number}/{rounds}"))
         for one in self._answers(asked, f"round {round_number}"):
+            done += 1
+            self._report(Event(self._task, done, total, f"round {round_number}/{rounds} · {one.site}"))
             if one.failed:
                 yield Failure(one.site, round_number, one.failed)
                 continue
