@@ -147,10 +147,10 @@ def _bundle(
         STUDY: study_file.read_bytes(),
         "morphfed-site.service": service.encode(),
     }
-    memory = BytesIO()
+    memory, now = BytesIO(), datetime.now(UTC)
     with zipfile.ZipFile(memory, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in content.items():
-            entry = zipfile.ZipInfo(name, datetime.now(UTC).timetuple()[:6])
+            entry = zipfile.ZipInfo(name, (now.year, now.month, now.day, now.hour, now.minute, now.second))
             entry.external_attr = (0o600 if name.endswith(".key") else 0o644) << 16
             archive.writestr(entry, data)
     return memory.getvalue()

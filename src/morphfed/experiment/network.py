@@ -95,7 +95,7 @@ def whole_network(
     )
     model = backbone.module.to(device)
     if arm.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return backbone, model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

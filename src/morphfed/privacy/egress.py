@@ -164,7 +164,7 @@ class EgressGate:
             "metrics": _finite(upload.metrics),
             "purpose": self._declaration.purpose,
         }
-        values = {**upload.tensors, "weight": upload.weight, **upload.metrics}
+        values: dict[str, Value] = {**upload.tensors, "weight": upload.weight, **upload.metrics}
         self._write(entry if noise is None else entry | {"noise": dict(noise)}, values)
 
     def _write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:

@@ -333,7 +333,7 @@ class Remote:
         read: Callable[[str, Parcel], T],
     ) -> dict[str, T]:
         """What the sites answer, in order; those that give nothing usable are named and left out."""
-        found = {}
+        found: dict[str, T] = {}
         for one in self._answers(self._ask(kind, head, downloads), what):
             if one.failed:
                 self._warn(f"{what}: {one.failed}")

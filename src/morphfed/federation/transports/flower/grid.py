@@ -60,7 +60,7 @@ class GridLink:
         if time.monotonic() - self._looked[0] < _LOOK:
             return self._looked[1]
         with as_link_errors(self._where):
-            online = {node.node_id: node for node in self._grid.get_nodes()}  # type: ignore[attr-defined]
+            online = {node.node_id: node for node in self._grid.get_nodes()}
         now, found = time.time(), {}
         for site, number in self._nodes.items():
             node = online.get(number)

@@ -258,7 +258,7 @@ class Run:
 
     def _connect(self, token: str) -> HttpGrid:
         grid = HttpGrid(self._files.address, False, self._files.authority.read_bytes(), token=token)
-        grid._retry_invoker = Retry(_PATIENCE)  # type: ignore[assignment]
+        grid._retry_invoker = Retry(_PATIENCE)
         given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
         TaskIdentity.node_id = given.context.node_id
