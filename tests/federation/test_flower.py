@@ -22,6 +22,7 @@ import httpx
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 NODES = {"kampala": 11, "lagos": 12}
@@ -104,6 +105,18 @@ def test_nothing_is_left_for_a_site_that_is_not_there(grid: MemoryGrid) -> None:
     del grid.online[12]
     assert GridLink(grid, NODES).post("lagos", b"question", lifetime=600) == ""  # type: ignore[arg-type]
     assert not grid.pushed
+
+
+def test_a_question_that_was_not_taken_is_made_anew(grid: MemoryGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = GridLink(grid, NODES)  # type: ignore[arg-type]
+
+    def refuse(messages: object) -> None:
+        raise ObjectPushError("object", 5, "session")
+
+    with monkeypatch.context() as once:
+        once.setattr(grid, "push_messages", refuse)
+        assert link.post("lagos", b"question", lifetime=600) == ""
+    assert link.post("lagos", b"question", lifetime=600)
 
 
 def test_another_sites_node_cannot_answer(grid: MemoryGrid) -> None:

@@ -34,7 +34,8 @@ class Link(Protocol):
             lifetime: seconds after which it need not be delivered any more.
 
         Returns:
-            The ticket under which its answer comes; empty: the site is not connected, and nothing was left for it.
+            The ticket under which its answer comes; empty: the site is not connected, or the
+            question was not taken; it can be posted again.
 
         Raises:
             LinkError: the network's middle (not the site) cannot be reached.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from morphfed.federation.transports.flower.calls import as_link_errors
 from morphfed.federation.transports.flower.messages import TYPE, unwrap, wrap
@@ -39,11 +41,14 @@ class GridLink:
         if not self.presence()[site].connected:
             return ""
         message = Message(wrap(content), dst_node_id=self._nodes[site], message_type=TYPE, ttl=lifetime + 60)
-        with as_link_errors(self._where):
+        # An object counts as refused when its push was repeated because the first one's confirmation came too late, as
+        # on a very busy machine. The question is then made anew, with another ticket.
+        with as_link_errors(self._where), suppress(ObjectPushError):
             ticket = next(iter(self._grid.push_messages([message])), None) or ""
-        if ticket:
-            self._asked[ticket] = site
-        return str(ticket)
+            if ticket:
+                self._asked[ticket] = site
+            return str(ticket)
+        return ""
 
     def take(self, tickets: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
         """Pull what has arrived, ticket by ticket, so that one message at a time is in memory."""
