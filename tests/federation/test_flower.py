@@ -70,6 +70,17 @@ def test_bytes_survive_the_way_through_flowers_objects(size: int, grid: MemoryGr
     assert messages.unwrap(found) == content
 
 
+def test_what_pieces_add_up_to_is_known_before_they_are_put_together(grid: MemoryGrid) -> None:
+    """Five equal pieces travel once; together they are five times as long."""
+    message = Message(messages.wrap(bytes(5 * adapter.OBJECT_BYTES)), dst_node_id=11, message_type=messages.TYPE)
+    objects = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
+    assert sum(map(len, objects.values())) < 2 * adapter.OBJECT_BYTES
+    assert 0 <= messages.inflated(objects) - 5 * adapter.OBJECT_BYTES < 1000
+    piece = max(objects, key=lambda name: len(objects[name]))
+    with pytest.raises(ValueError, match="damaged"):
+        messages.inflated({name: content for name, content in objects.items() if name != piece})
+
+
 def test_more_than_can_be_expected_is_not_fetched_to_its_end() -> None:
     fetched = []
 

@@ -43,12 +43,14 @@ from morphfed.federation.transports.flower.calls import Retry, as_link_errors
 from morphfed.federation.transports.flower.messages import (
     TooLargeError,
     bounded,
+    inflated,
     objects_of,
     read_message,
     unwrap,
     wrap,
 )
 from morphfed.federation.transports.link import Question
+from morphfed.federation.transports.parcel import HEAD_BYTES
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -161,7 +163,8 @@ class FleetLine:
             )
         handle = message_from_proto(found.messages_list[0])
         try:
-            content = None if contents is None else unwrap(read_message(tree.object_id, contents))
+            small = contents is not None and inflated(contents) <= limit + HEAD_BYTES
+            content = unwrap(read_message(tree.object_id, contents)) if contents and small else None
         except ValueError:
             content = None
         # What is too large, damaged or no parcel is answered too, as a question that cannot be read.

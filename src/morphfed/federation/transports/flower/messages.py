@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,32 @@ def bounded(pull: Callable[[str], bytes], limit: int) -> Callable[[str], bytes]:
         return found
 
     return pull_object
+
+
+def inflated(contents: dict[str, bytes]) -> int:
+    """Bytes that the arrays of a message hold once they are put together.
+
+    An array names its pieces, and may name one a million times: a few bytes on the wire can stand for any number.
+
+    Raises:
+        ValueError: an array's description is damaged.
+    """
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_object_body,
+        get_object_children_ids_from_object_content,
+        get_object_type_from_object_content,
+    )
+
+    total = 0
+    try:
+        for content in contents.values():
+            if get_object_type_from_object_content(content) == Array.__qualname__:
+                pieces = get_object_children_ids_from_object_content(content)
+                sizes = [len(contents[name]) for name in pieces]
+                total += sum(sizes[at] for at in json.loads(get_object_body(content, Array))["arraychunk_ids"])
+    except (KeyError, IndexError, TypeError) as cause:
+        raise ValueError(f"damaged message: {cause}") from cause
+    return total
 
 
 def objects_of(tree: ObjectTree) -> list[str]:
