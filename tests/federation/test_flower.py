@@ -202,6 +202,7 @@ def test_a_call_is_tried_again_while_the_network_is_away_and_not_after_a_refusal
         (_status(412, "Failed to activate SuperNode"), "up to a minute"),
         (_status(400), "expired"),
         (_status(413), "client_max_body_size"),
+        (_status(502, "<html><h1>502 Bad Gateway</h1></html>"), "is not running"),
         (_status(500), "coordinator's log"),
         (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]"), "clock is wrong"),
         (httpx.ConnectTimeout("timed out"), "firewall"),
@@ -213,3 +214,4 @@ def test_failures_say_what_to_do(cause: Exception, fix: str) -> None:
         raise cause
     assert "fl.example.org:443" in raised.value.message
     assert fix in raised.value.fix
+    assert "<" not in raised.value.message

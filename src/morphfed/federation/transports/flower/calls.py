@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,7 +70,8 @@ def as_link_errors(where: str) -> Iterator[None]:
 
 
 def _refused(where: str, cause: httpx.HTTPStatusError) -> LinkError:
-    status, said = cause.response.status_code, cause.response.text[:300].replace("\n", " ").strip()
+    status = cause.response.status_code
+    said = " ".join(re.sub(r"<[^>]*>", " ", cause.response.text[:600]).split())  # a proxy answers with a page
     fixes = {
         400: "the proxy did not accept this site's certificate: it may have expired or been revoked. Ask the "
         "coordinator for a new bundle",
@@ -79,6 +81,7 @@ def _refused(where: str, cause: httpx.HTTPStatusError) -> LinkError:
         404: "the address is not that of a federation's proxy, or the versions of flwr differ",
         412: "the coordinator does not know this site's key, or believes it still connected: after a crash that lasts "
         "up to a minute",
+        502: "the coordinator is not running; nothing has to be done here until it is",
         413: "the proxy's client_max_body_size is too small: use the configuration that `federation init` wrote",
     }
     return LinkError(f"{where} answers {status}: {said}.", fix=fixes.get(status, "look at the coordinator's log") + ".")
