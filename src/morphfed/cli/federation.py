@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import cyclopts
 
@@ -48,7 +49,9 @@ def status(folder: Path, /, *, json: bool = False) -> int:
 
     settings, agreed = read_federation(folder)
     path = folder / RUN / STATUS
-    found = read_json(path) if path.is_file() else {"study": agreed.hash, "ended": "not started", "pid": None}
+    found: dict[str, Any] = (
+        read_json(path) if path.is_file() else {"study": agreed.hash, "ended": "not started", "pid": None}
+    )
     running = found["pid"] is not None and _alive(found["pid"])
     state = "running" if running else found["ended"] or "killed"
     if json:

@@ -229,7 +229,7 @@ class Remote:
         """Validation metrics of the sites that answer; the others are named in a warning."""
 
         def judged(site: str, answer: Parcel) -> dict[str, Metrics]:
-            found = answer.head.get("validation")
+            found: Any = answer.head.get("validation")
             if not _numbers(found) or set(found) - {site}:
                 raise _NotUsableError("its validation is not made of numbers of its own")
             return {where: {str(k): float(v) for k, v in m.items()} for where, m in found.items()}
