@@ -13,7 +13,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# Low to high. `deploy` (joining a federation over a network) stands beside `experiment`.
+# Low to high.
 FLOORS = (
     ("core",),
     ("data",),
@@ -25,7 +25,8 @@ FLOORS = (
     ("federation",),
     ("evaluation",),
     ("reporting",),
-    ("experiment", "deploy"),
+    ("experiment",),
+    ("deploy",),
     ("cli",),
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}
@@ -100,7 +101,7 @@ def test_the_rule_itself(importer: str, imported: str, expected: bool) -> None:
 def test_the_page_shows_the_same_floors() -> None:
     page = (PROJECT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
     shown = re.findall(r"^ (\w+)/", page.split("```")[1], flags=re.MULTILINE)
-    assert set(shown) | {"deploy"} == set(HEIGHT)
+    assert set(shown) == set(HEIGHT)
     assert shown == sorted(shown, key=HEIGHT.__getitem__, reverse=True)
 
 

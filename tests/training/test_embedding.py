@@ -14,6 +14,7 @@ from PIL import Image
 from tests.data.slides_for_tests import write_slide
 
 from morphfed.core.errors import ConfigError, DataError, ModelError
+from morphfed.experiment.attention import thumbnail_of
 from morphfed.models.encoder import Encoder, build_encoder
 from morphfed.models.weights import save
 
@@ -72,6 +73,16 @@ def test_features_are_the_encoders_of_each_tile(tiles: Path, tmp_path: Path, enc
     table = list(csv.DictReader((tmp_path / "slides.csv").open(encoding="utf-8")))
     assert [row["slide"] for row in table] == ["a", "b", "white"]
     assert json.loads((tmp_path / "embedding.json").read_text())["features"] == encoder.width
+    for slide in ("a", "b", "white"):  # beside the features, where reports look for them
+        assert (tmp_path / "thumbnails" / f"{slide}.png").read_bytes() == (
+            tiles / "thumbnails" / f"{slide}.png"
+        ).read_bytes()
+    with Slide(tiles.parent / "s" / "a.tif") as slide_a:
+        shown = np.asarray(Image.open(tmp_path / "thumbnails" / "a.png"))
+        np.testing.assert_array_equal(shown, slide_a.overview(slide_a.scale.um_per_px))
+    thumbnail = thumbnail_of(tmp_path / "h5_files" / "a.h5")
+    assert thumbnail is not None
+    assert np.array_equal(thumbnail, shown)
 
 
 def test_workers_and_batches_change_nothing_that_counts(tiles: Path, tmp_path: Path, encoder: Encoder) -> None:

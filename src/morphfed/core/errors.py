@@ -79,6 +79,12 @@ class UploadRejectedError(FederationError):
     code = "MF051"
 
 
+class LinkError(FederationError):
+    """The coordinator cannot be reached, or does not let this machine in."""
+
+    code = "MF052"
+
+
 class StorageError(MorphfedError):
     """A folder that cannot be written or a file that cannot be read back (disk full, read-only, damaged)."""
 
@@ -98,6 +104,12 @@ class PrivacyError(MorphfedError):
 
     code = "MF080"
     exit_code = 9
+
+
+class ConsentError(PrivacyError):
+    """A site was asked to take part in a study that its operator has not approved."""
+
+    code = "MF081"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

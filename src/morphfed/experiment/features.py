@@ -59,9 +59,7 @@ def on_features(
     Raises:
         StorageError: the cache cannot be written.
     """
-    if not wants_features(arm) or study.evaluation.adapt != "none":  # adaptation moves norms, which features hold
-        return None
-    if (cut := cut_before_classifier(backbone, image_size=study.data.image_size)) is None:
+    if (cut := cut_of(backbone, arm, study)) is None:
         return None
     training, judging = views_of(arm.train.augment), tuple(range(study.evaluation.views))
     strange = {site: {UNKNOWN: images} for site, (images, _) in prepared.unknown.items()}
@@ -78,6 +76,13 @@ def on_features(
     }
     kept = replace(prepared, sets=found, unknown=unknown)
     return OnFeatures(HeadOnly(backbone.module, cut), kept, describe(len(training)))
+
+
+def cut_of(backbone: Backbone, arm: Arm, study: Study) -> Cut | None:
+    """Where the network is cut into frozen features and a head; None where the arm needs the images."""
+    if not wants_features(arm) or study.evaluation.adapt != "none":  # adaptation moves norms, which features hold
+        return None
+    return cut_before_classifier(backbone, image_size=study.data.image_size)
 
 
 def describe(views: int) -> str:

@@ -13,28 +13,24 @@ import torch
 from morphfed.algorithms.base import GLOBAL_MODEL
 from morphfed.core.files import read_json, sha256_file, write_json
 from morphfed.core.progress import Event, Reporter, silent
-from morphfed.core.seeding import derive
-from morphfed.core.types import Spec, Tensors, nbytes
+from morphfed.core.types import Tensors, nbytes
 from morphfed.experiment.devices import Place, exact
 from morphfed.experiment.features import on_features
+from morphfed.experiment.network import Network, declare, make_site, shares_counts, whole_network
 from morphfed.experiment.residence import bring
 from morphfed.experiment.tasks import study_task
 from morphfed.experiment.tasks.base import Trained
 from morphfed.experiment.units import POOLED, Unit
-from morphfed.federation import retrogress
 from morphfed.federation.calibrate import fit_temperature
 from morphfed.federation.checkpoint import CheckpointStore
-from morphfed.federation.coding.wire import Coding
 from morphfed.federation.loop import Outcome, RoundLoop, downloads_of
 from morphfed.federation.reject import choose_threshold
-from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace, under
-from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
+from morphfed.federation.site import Site, Workspace, under
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models import weights
-from morphfed.models.backbone import Backbone, build
+from morphfed.models.backbone import Backbone
 from morphfed.models.layout import Layout
 from morphfed.models.norm import batch_norms
-from morphfed.privacy.egress import Declaration, EgressGate, Statistic
 from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.trainer import Trainer
 
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
     from morphfed.algorithms.base import SiteHalf
     from morphfed.experiment.prepare import Prepared
     from morphfed.experiment.study import Arm, Study
-    from morphfed.privacy.noise import Noise
+    from morphfed.federation.transports.base import Transport
 
 DONE = "unit.json"
 _NOT_TOLD = {"round", "best_round", "best_score", "warnings"}
@@ -78,17 +74,7 @@ def train_unit(
     folder, task = unit.folder(run), study_task(study)
     place = place or Place(study.compute.device)
     device = exact(place.device)
-    backbone = build(
-        arm.model,
-        classes=task.outputs(study),
-        image_size=study.data.image_size,
-        seed=derive(unit.seed, "weights"),
-        folder=study_folder,
-    )
-    model = backbone.module.to(device)
-    if arm.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    initial = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    backbone, model, initial = whole_network(unit, study, arm, folder=study_folder, device=device)
     stored = on_features(backbone, arm, prepared, study, report=report)
     if stored is not None:  # the rounds see the head alone; what is saved is the whole network
         model, prepared = stored.model, stored.prepared
@@ -102,30 +88,26 @@ def train_unit(
         compiled=place.compiled,
         task=task.task,
     )
-    layout = Layout.of(model, backbone.head)
-    # A model trained at one site alone, or on pooled images, has nothing site-local: all of it is that site's.
-    workspace = Workspace.of(model, layout, arm.travelling(layout) if unit.moves else None)
-    uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
-    coding = arm.coding(layout, uploads, seed=unit.seed) if unit.moves else Coding.none(uploads)
-    noise = arm.noise(layout, uploads, seed=unit.seed) if unit.moves else None
-    sites = _sites(unit, study, arm, prepared, trainer, workspace, (coding, noise), folder)
+    network = declare(unit, study, arm, backbone, model, initial)
+    workspace, layout = network.workspace, network.layout
+    sites = _sites(unit, study, prepared, trainer, network, folder)
     transport = InProcess(sites, report=report, task=unit.key)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(
         arm.federation,
-        coordinator=arm.algorithm.coordinator(arm.config, {k: initial[k] for k in workspace.travels}, layout),
+        coordinator=network.coordinator(),
         transport=transport,
         store=store,
-        coding=coding,
-        share_counts=_shares_counts(arm),
+        coding=network.coding,
+        share_counts=shares_counts(arm),
         moves=unit.moves,
-        noise=noise,
+        noise=network.noise,
         seed=unit.seed,
         report=report,
         task=unit.key,
     )
     outcome = loop.run()
-    _save_models(unit, study, arm, backbone, outcome, initial, folder)
+    save_models(unit, study, arm, backbone, outcome, initial, folder)
     report(Event(unit.key, text="predicting"))
     chosen = (
         (outcome.best, outcome.best_sites) if study.evaluation.use == "best" else (outcome.last, outcome.last_sites)
@@ -133,54 +115,24 @@ def train_unit(
     tested = _tested(unit, arm, study, prepared, trainer, workspace, *chosen)
     task.predict(Trained(unit, study, arm, prepared, trainer, workspace, tested, folder))
     transport.load_site_states(chosen[1])
-    settled = _settle(unit, study, transport, outcome, *chosen)
+    settled = settle(unit, study, transport, outcome, *chosen)
     told = {
         "device": str(device),
         "images_on": images_on,
         **({"compiled": True} if place.compiled else {}),
-        **({"noise": noise.describe(outcome.progress.round)} if noise else {}),
+        **({"noise": network.noise.describe(outcome.progress.round)} if network.noise else {}),
         **settled[0],
     }
     notes = [stored.note] if stored else []
-    _finish(unit, study, arm, outcome, backbone.module, layout, folder, (told, settled[1]), notes)
+    write_unit(unit, study, arm, outcome, backbone.module, layout, folder, (told, settled[1]), notes)
 
 
 def _sites(
-    unit: Unit,
-    study: Study,
-    arm: Arm,
-    prepared: Prepared,
-    trainer: Trainer,
-    workspace: Workspace,
-    sending: tuple[Coding, Noise | None],
-    folder: Path,
+    unit: Unit, study: Study, prepared: Prepared, trainer: Trainer, network: Network, folder: Path
 ) -> list[Site]:
-    coding, noise = sending
-    judges_own, validation = study.evaluation.retrogress and unit.moves, study_task(study).task.validation
-    declaration = Declaration(
-        coding.specs,
-        UPLOAD_METRICS | arm.algorithm.numbers | (retrogress.names(validation) if judges_own else frozenset()),
-        f"{arm.algorithm.name}: {arm.algorithm.facts.travels}{_written(arm, coding)}",
-        validation,
-        _statistics(study, arm),
-    )
-    keep = arm.train.optimizer_state == "keep" or (arm.train.optimizer_state == "auto" and not unit.moves)
-
     def site(name: str, train: ImageSet, validation: dict[str, ImageSet]) -> Site:
-        return Site(
-            name,
-            train=train,
-            validation=validation,
-            trainer=trainer,
-            workspace=workspace,
-            half=arm.algorithm.site(arm.config),
-            gate=EgressGate(name, declaration, folder / "ledger.jsonl" if unit.moves else None),
-            measure=study_task(study).validation_metrics,
-            keep_optimizer=keep,
-            judges_own=judges_own,
-            coding=coding,
-            noise=noise,
-        )
+        ledger = folder / "ledger.jsonl" if unit.moves else None
+        return make_site(name, unit, study, network, trainer, train=train, validation=validation, ledger=ledger)
 
     folder.mkdir(parents=True, exist_ok=True)
     sets = {name: prepared.sets[name] for name in unit.trained_on}
@@ -188,27 +140,11 @@ def _sites(
     if unit.pooled:
         joined = pool([parts["train"] for parts in sets.values()])
         validation_sets = {name: parts["validation"] for name, parts in sets.items()}
-        return [site(POOLED, task.training_part(joined, arm), validation_sets)]
+        return [site(POOLED, task.training_part(joined, network.arm), validation_sets)]
     return [
-        site(name, task.training_part(parts["train"], arm), {name: parts["validation"]}) for name, parts in sets.items()
+        site(name, task.training_part(parts["train"], network.arm), {name: parts["validation"]})
+        for name, parts in sets.items()
     ]
-
-
-def _written(arm: Arm, coding: Coding) -> str:
-    """For the ledger."""
-    return "" if coding.plain else f"; changes of weights as {arm.federation.upload.code}"
-
-
-def _statistics(study: Study, arm: Arm) -> dict[str, Statistic]:
-    """Sums that may leave a site outside the rounds: none unless the study asks for what they are needed for."""
-    counts = class_counts(study_task(study).outputs(study)) if _shares_counts(arm) else {}
-    losses = temperature_losses() if study.evaluation.calibrate == "temperature" else {}
-    return counts | losses | (confidence_counts() if study.evaluation.unknown else {})
-
-
-def _shares_counts(arm: Arm) -> bool:
-    """Whether the sites' class counts are summed: for the loss, or for the algorithm."""
-    return arm.train.loss.prior == "federation" or arm.algorithm.counts(arm.config)
 
 
 def _full(initial: Tensors, *parts: Tensors) -> Tensors:
@@ -219,7 +155,7 @@ def _full(initial: Tensors, *parts: Tensors) -> Tensors:
     return result
 
 
-def _save_models(
+def save_models(
     unit: Unit, study: Study, arm: Arm, backbone: Backbone, outcome: Outcome, initial: Tensors, folder: Path
 ) -> None:
     """Global models as complete state dicts, site-local parts in each site's folder; the same training, same bytes."""
@@ -281,8 +217,8 @@ def _load_own(workspace: Workspace, trainer: Trainer, data: ImageSet, half: Site
         trainer.restimate_norms(workspace.model, data)
 
 
-def _settle(
-    unit: Unit, study: Study, transport: InProcess, outcome: Outcome, model: Tensors, sites: dict[str, Tensors]
+def settle(
+    unit: Unit, study: Study, transport: Transport, outcome: Outcome, model: Tensors, sites: dict[str, Tensors]
 ) -> tuple[dict[str, Any], list[str]]:
     """What the training sites still have to say of the finished model: its temperature, and its threshold.
 
@@ -315,7 +251,7 @@ def _settle(
     return entry, warnings
 
 
-def _finish(
+def write_unit(
     unit: Unit,
     study: Study,
     arm: Arm,
@@ -326,6 +262,7 @@ def _finish(
     settled: tuple[dict[str, Any], list[str]],
     notes: list[str],
 ) -> None:
+    """Write ``unit.json``, last of all: the unit is done."""
     progress = outcome.progress
     told, said = settled
     warnings = [*progress.warnings, *said, *notes]

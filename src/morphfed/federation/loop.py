@@ -270,6 +270,7 @@ class RoundLoop:
         if not score > self._progress.best_score:
             return False
         self._progress.best_score, self._progress.best_round = score, number
+        self._transport.keep(number)
         self._best_memory = _copies(self._coordinator.model(), self._best_memory)
         self._best, self._best_sites = self._best_memory, self._site_parts()
         return True
@@ -314,6 +315,7 @@ class RoundLoop:
         if meta.get("best_score") is None:  # JSON has no -inf
             meta["best_score"] = -math.inf
         self._progress = Progress(**meta, warnings=[*saved.meta["warnings"], *self._progress.warnings])
+        self._transport.keep(self._progress.best_round)
         self._best = saved.groups.get("best", {})
         best_sites = {g: t for g, t in saved.groups.items() if g.startswith("site-best/")}
         self._best_sites = {g.removeprefix("site-best/"): t for g, t in best_sites.items()}

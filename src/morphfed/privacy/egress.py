@@ -6,7 +6,6 @@ the study's algorithm declared; everything else is refused. What passes is writt
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morphfed.core.errors import PrivacyError
-from morphfed.core.files import storage_error
 from morphfed.core.types import Spec, Tensors, Upload, nbytes
+from morphfed.privacy.ledger import NUMBER_BYTES as NUMBER_BYTES
+from morphfed.privacy.ledger import Ledger, LineLedger
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-NUMBER_BYTES = 8
+    from morphfed.privacy.ledger import Value
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,12 @@ class EgressGate:
     Args:
         site: whose gate this is.
         declaration: the allow-list.
-        ledger: file that gets one JSON line an upload; None keeps no file (tests).
+        ledger: keeps what passes, before it leaves; a path: a file that gets one JSON line an upload; None: no file.
     """
 
-    def __init__(self, site: str, declaration: Declaration, ledger: Path | None) -> None:
-        self._site, self._declaration, self._ledger = site, declaration, ledger
+    def __init__(self, site: str, declaration: Declaration, ledger: Path | Ledger | None) -> None:
+        self._site, self._declaration = site, declaration
+        self._ledger: Ledger | None = LineLedger(ledger) if isinstance(ledger, Path) else ledger
 
     def release(self, upload: Upload, *, noise: Mapping[str, object] | None = None) -> Upload:
         """Return ``upload`` unchanged if all of it is declared.
@@ -111,7 +112,8 @@ class EgressGate:
                 "bytes": NUMBER_BYTES * len(numbers),
                 "metrics": _finite(numbers),
                 "purpose": "validation: choosing the best round",
-            }
+            },
+            numbers,
         )
 
     def release_statistic(
@@ -141,7 +143,8 @@ class EgressGate:
                 "bytes": NUMBER_BYTES * len(values),
                 "values": [v if math.isfinite(v) else None for v in values.tolist()],
                 "purpose": declared.purpose,
-            }
+            },
+            {name: values},
         )
         return values
 
@@ -161,16 +164,12 @@ class EgressGate:
             "metrics": _finite(upload.metrics),
             "purpose": self._declaration.purpose,
         }
-        self._write(entry if noise is None else entry | {"noise": dict(noise)})
+        values: dict[str, Value] = {**upload.tensors, "weight": upload.weight, **upload.metrics}
+        self._write(entry if noise is None else entry | {"noise": dict(noise)}, values)
 
-    def _write(self, entry: Mapping[str, object]) -> None:
-        if self._ledger is None:
-            return
-        try:
-            with self._ledger.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        except OSError as cause:
-            raise storage_error(self._ledger, cause) from cause
+    def _write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
+        if self._ledger is not None:
+            self._ledger.write(entry, values)
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:

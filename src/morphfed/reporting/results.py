@@ -36,6 +36,11 @@ class Estimate:
         """Whether there is a number at all."""
         return self.value is not None
 
+    def times(self, factor: float) -> Estimate:
+        """The same in another unit."""
+        low, value, high, sd = (None if v is None else v * factor for v in (self.low, self.value, self.high, self.sd))
+        return Estimate(value, low, high, sd, self.seeds)
+
 
 @dataclass(frozen=True)
 class Model:

@@ -5,6 +5,7 @@ OUT/
   embedding.json           encoder, weights, precision
   h5_files/<slide>.h5      features (N, D) and coords (N, 2), as CLAM reads them
   pt_files/<slide>.pt      the features alone, if asked for
+  thumbnails/<slide>.png   copied from the tiles, so that reports can draw attention over them
   slides.csv               every slide: what became of it, and why
 ```
 Threads read ahead while the encoder works. A slide's file appears when it is complete, so a run that was killed goes
@@ -13,6 +14,7 @@ on with the next slide.
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +33,7 @@ from morphfed.core.files import read_json, write_json, writing
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.data.slides.files import read_coords, read_features, require_h5py, writing_features
 from morphfed.data.slides.reader import Slide, require_openslide
-from morphfed.data.slides.tiles import PATCHES, TABLE, write_table
+from morphfed.data.slides.tiles import PATCHES, TABLE, THUMBNAILS, write_table
 from morphfed.data.slides.tiles import SETTINGS as TILING
 
 if TYPE_CHECKING:
@@ -256,11 +258,20 @@ def _one(file: Path, root: Path, out: Path, embedder: Embedder, *, pt: bool, rep
             with Slide(root / str(attributes["slide_path"])) as slide:
                 count = embedder.embed(slide, file, target, report=report)
             status = "done"
+        _copy_thumbnail(file, out)
         if pt and (status == "done" or not tensor.exists()):
             _write_pt(tensor, target)
     except DataError as cause:
         return Row(file.stem, "failed", reason=f"{cause.message} Fix: {cause.fix}")
     return Row(file.stem, status if count else "no tiles", count)
+
+
+def _copy_thumbnail(tiles: Path, out: Path) -> None:
+    """Beside the features; folders that were tiled before there were thumbnails have none."""
+    picture = tiles.parent.parent / THUMBNAILS / f"{tiles.stem}.png"
+    if picture.is_file():
+        with writing(out / THUMBNAILS / picture.name) as temporary:
+            shutil.copyfile(picture, temporary)
 
 
 def _kept(target: Path, tiles: Path) -> int | None:

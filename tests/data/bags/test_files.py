@@ -36,6 +36,7 @@ def trident(path: Path) -> None:
         features.attrs["savetodir"] = "None"
         coords = file.create_dataset("coords", data=PLACES.astype(np.int64), chunks=(1, 2))
         coords.attrs["patch_size"] = 256
+        coords.attrs["downsample"] = (4.0, 4.0)  # CLAM and `morphfed slides` write pairs
         coords.attrs["level0_magnification"] = "None"
 
 
@@ -115,7 +116,7 @@ def test_attributes_and_coordinates(tmp_path: Path) -> None:
     facts = files.facts_of(tmp_path / "a.h5")
     assert facts.encoder == "uni_v1"
     assert facts.dtype == "float16"
-    assert dict(facts.geometry) == {"patch_size": 256, "level0_magnification": None}  # TRIDENT writes None as a text
+    assert dict(facts.geometry) == {"patch_size": 256, "downsample": [4.0, 4.0], "level0_magnification": None}  # a text
     for name in ("a.h5", "b.h5"):
         np.testing.assert_array_equal(files.read_coords(tmp_path / name), PLACES)
     tensor(tmp_path / "c.pt")

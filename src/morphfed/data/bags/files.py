@@ -213,9 +213,9 @@ class _H5Bag(OpenBag):
             raise DataError(_no_features(path, list(file)), fix="name the folder of features, not that of coordinates.")
         self._data = file[FEATURES]
         self._lead, instances, dim = _shape_of(tuple(self._data.shape), str(self._data.dtype), path)
-        attributes = {key: _attribute(value) for key, value in self._data.attrs.items()}
+        attributes = _attributes(self._data)
         there = COORDS in file
-        geometry = {key: _attribute(value) for key, value in file[COORDS].attrs.items()} if there else {}
+        geometry = _attributes(file[COORDS]) if there else {}
         self.facts = BagFacts(instances, dim, str(self._data.dtype), _encoder(attributes), there, geometry)
 
     def slice(self, start: int, stop: int) -> Floats:
@@ -277,12 +277,19 @@ def _encoder(attributes: Mapping[str, Any]) -> str | None:
     return None if name is None else f"{name} {str(weights)[:8]}" if weights is not None else str(name)
 
 
+def _attributes(data: Any) -> dict[str, Any]:
+    # Copied first: h5py holds its one lock while its iterator lives, so an error in here would stop all threads.
+    return {key: _attribute(value) for key, value in dict(data.attrs).items()}
+
+
 def _attribute(value: Any) -> Any:
     """TRIDENT stores None as a text and dicts as JSON; bytes are text of older writers."""
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, np.ndarray):  # pairs, such as CLAM's downsample
+        return value.tolist()
     return None if value in ("None", "") else value
 
 

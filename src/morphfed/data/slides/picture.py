@@ -35,9 +35,8 @@ def with_mask(
     from PIL import Image, ImageDraw
     from scipy.ndimage import binary_erosion
 
-    factor = min(1.0, LARGEST / max(picture.shape[:2]))
-    width, height = (max(1, round(n * factor)) for n in (picture.shape[1], picture.shape[0]))
-    small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX), np.float32)
+    small = fitted(picture).astype(np.float32)
+    height, width = small.shape[:2]
     inside = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     drawn = np.where(inside[..., None], small, 0.45 * small + 0.55 * 160).astype(np.uint8)
     drawn[inside & ~binary_erosion(inside, border_value=1, iterations=2)] = OUTLINE
@@ -49,6 +48,15 @@ def with_mask(
         if box[2] > box[0] and box[3] > box[1]:
             draw.rectangle(box, outline=TILES)
     return np.asarray(image)
+
+
+def fitted(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture ``(H, W, 3)`` with its longer side at most :data:`LARGEST`."""
+    from PIL import Image
+
+    factor = min(1.0, LARGEST / max(picture.shape[:2]))
+    width, height = (max(1, round(n * factor)) for n in (picture.shape[1], picture.shape[0]))
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
 def save_png(path: Path, pixels: NDArray[np.uint8]) -> None:

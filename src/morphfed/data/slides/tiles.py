@@ -2,10 +2,11 @@
 
 ```
 OUT/
-  tiling.json          how, and of which folder
-  patches/<slide>.h5   coordinates, as CLAM writes them
-  masks/<slide>.png    the slide with its tissue outlined and its tiles drawn
-  slides.csv           every slide: what became of it, and why
+  tiling.json             how, and of which folder
+  patches/<slide>.h5      coordinates, as CLAM writes them
+  masks/<slide>.png       the slide with its tissue outlined and its tiles drawn
+  thumbnails/<slide>.png  the slide as it is, on which attention is drawn later
+  slides.csv              every slide: what became of it, and why
 ```
 A slide whose coordinates are there is not read again, so that a run that was killed goes on.
 """
@@ -29,13 +30,13 @@ from morphfed.core.files import read_json, write_json, write_text
 from morphfed.core.progress import Reporter, silent, tracked
 from morphfed.data.slides.files import names_of, read_coords, require_h5py, write_coords
 from morphfed.data.slides.grid import Geometry, Tiling, geometry, grid, tissue_share
-from morphfed.data.slides.picture import LARGEST, save_png, with_mask
+from morphfed.data.slides.picture import LARGEST, fitted, save_png, with_mask
 from morphfed.data.slides.reader import OBJECTIVE_UM, SUFFIXES, Slide, require_openslide
 from morphfed.data.slides.tissue import tissue_mask
 
 Status = Literal["done", "kept", "no tiles", "failed"]
 
-SETTINGS, TABLE, PATCHES, MASKS = "tiling.json", "slides.csv", "patches", "masks"
+SETTINGS, TABLE, PATCHES, MASKS, THUMBNAILS = "tiling.json", "slides.csv", "patches", "masks", "thumbnails"
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,7 @@ class _Job:
             attributes["slide_bytes"] = path.stat().st_size
             attributes["slide_path"] = shown
             drawn = with_mask(picture, mask, corners, size=slide.size, side=place.side)
+        save_png(self.out / THUMBNAILS / f"{path.stem}.png", fitted(picture))
         save_png(self.out / MASKS / f"{path.stem}.png", drawn)
         write_coords(self.out / PATCHES / f"{path.stem}.h5", corners, attributes)  # last: the slide is done
         return _row(path.stem, "done" if len(corners) else "no tiles", len(corners), attributes, shown)

@@ -58,3 +58,7 @@ class Transport(Protocol):
     def load_site_states(self, states: Mapping[str, Tensors]) -> None:
         """Inverse of :meth:`site_states`."""
         ...
+
+    def keep(self, best_round: int) -> None:
+        """The best round so far: sites that keep their own private state must not drop this round's."""
+        ...

@@ -12,6 +12,9 @@ from morphfed.reporting.sections.outcome import number_cell
 from morphfed.reporting.text import MISSING, capital, count, finite, listed, metric_name, plain, score
 
 _METRICS = ("dice", "iou", "hd95_px", "hd95_um")
+MEAN = "mean_training"
+MILLIMETRE = 1000.0
+"""In µm."""
 _KINDS = {"worst": "worst", "median": "middle", "best": "best"}
 
 
@@ -32,26 +35,35 @@ def structures(page: Page) -> Section | None:
         )
     )
     metrics = [m for m in _METRICS if any(_known(r, f"{m}/{s}") for s in r.structures)]
-    section.blocks += [_table(r, name, metrics) for name in r.structures]
+    units = dict.fromkeys(metrics, 1.0) | ({"hd95_um": 1e-3} if _of_organs(r) else {})
+    section.blocks += [_table(r, name, units) for name in r.structures]
     return section
+
+
+def _of_organs(r: Results) -> bool:
+    """Whether distances are to be read in millimetres."""
+    found = [e.value for s in r.structures for m in r.arms for e in [r.estimate(m, MEAN, f"hd95_um/{s}")]]
+    return max((v for v in found if v is not None), default=0.0) > MILLIMETRE
 
 
 def _known(r: Results, metric: str) -> bool:
     return any(r.estimate(m, s, metric).known for m in r.arms for s in r.all_sites)
 
 
-def _table(r: Results, structure: str, metrics: list[str]) -> Table:
+def _table(r: Results, structure: str, units: Mapping[str, float]) -> Table:
     rows = []
     for site in r.all_sites:
         for model in [*r.judged_at(site), *(m for m in r.singles if site in r.training and m.site != site)]:
             numbers = [
-                number_cell(r.estimate(model, site, f"{m}/{structure}"), digits=3 if m in ("dice", "iou") else 2)
-                for m in metrics
+                number_cell(
+                    r.estimate(model, site, f"{m}/{structure}").times(unit), digits=3 if m in ("dice", "iou") else 2
+                )
+                for m, unit in units.items()
             ]
             blocks = [b for t in r.tests_of(model, site) if (b := (t.get("structures") or {}).get(structure))]
             shown = [Cell(_over_seeds(blocks, key)) for key in ("n", "missed", "false")]
             rows.append([Cell(model.title), Cell(site, words=True), *numbers, *shown])
-    head = [Cell("Arm"), Cell("Tested at", words=True), *(Cell(capital(metric_name(m))) for m in metrics)]
+    head = [Cell("Arm"), Cell("Tested at", words=True), *(Cell(_heading(m, unit)) for m, unit in units.items())]
     head += [Cell("Images with it"), Cell("Missed"), Cell("False")]
     caption = (
         f"{capital(plain(structure))}: every arm on the test part of every site, and single-site models away from "
@@ -61,6 +73,11 @@ def _table(r: Results, structure: str, metrics: list[str]) -> Table:
     if len(r.seeds) > 1:
         note += " Both are means over seeds."
     return Table(f"structure-{structure.replace('_', '-')}", caption, head, rows, note)
+
+
+def _heading(metric: str, unit: float) -> str:
+    name = capital(metric_name(metric))
+    return name if unit == 1 else name.replace("µm", "mm")
 
 
 def _over_seeds(blocks: list[Mapping[str, Any]], key: str) -> str:

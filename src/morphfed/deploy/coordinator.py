@@ -1,0 +1,272 @@
+"""`morphfed coordinator start`: Flower's server, and the round loop over it, unit by unit.
+
+Started again it goes on at the last checkpoint, also after its own death or that of the server.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from morphfed import __version__
+from morphfed.core.errors import LinkError, StorageError
+from morphfed.core.files import sha256_text, write_json
+from morphfed.core.progress import Event, Reporter, silent
+from morphfed.core.types import Tensors
+from morphfed.deploy.provision import FederationSettings, read_federation
+from morphfed.deploy.review import network_of
+from morphfed.experiment.network import shares_counts
+from morphfed.experiment.train_unit import is_done, save_models, settle, write_unit
+from morphfed.federation.checkpoint import CheckpointStore
+from morphfed.federation.loop import RoundLoop, downloads_of
+from morphfed.federation.transports.remote import Patience, Remote
+
+if TYPE_CHECKING:
+    from morphfed.deploy.agreed import Agreed
+    from morphfed.experiment.units import Unit
+    from morphfed.federation.transports.flower.server import Run, Server, ServerFiles
+    from morphfed.federation.transports.link import Link, Presence
+
+STATUS = "status.json"
+RUN = "run"
+_ATTEMPTS = 5  # times that a server may fail without a round in between
+
+
+@dataclass
+class Status:
+    """What `federation status` shows; written beside the run at most once a second.
+
+    Attributes:
+        path: the file.
+        study: hash.
+        units: done and in all.
+        text, lines: what is being done, and the last things said.
+        ledgers: site → last hash of its ledger.
+        link: to the sites, while a unit is trained.
+    """
+
+    path: Path
+    study: str
+    units: list[int]
+    text: str = "starting"
+    lines: list[str] = field(default_factory=list)
+    ledgers: dict[str, str] = field(default_factory=dict)
+    link: Link | None = None
+    _written: float = 0.0
+
+    def tell(self, event: Event) -> None:
+        """Take an event in."""
+        if event.level == "progress":
+            self.text = event.text or self.text
+        else:
+            self.lines = [*self.lines[-19:], f"{datetime.now():%H:%M:%S} {event.text}"]
+        self.write(force=event.level != "progress")
+
+    def write(self, *, force: bool = True, ended: str | None = None) -> None:
+        """Write the file."""
+        if not force and time.monotonic() - self._written < 1:
+            return
+        self._written = time.monotonic()
+        found = {
+            "sites": {site: vars(here) for site, here in self._presence().items()},
+            "study": self.study,
+            "units": self.units,
+            "now": self.text,
+            "lines": self.lines,
+            "ledgers": self.ledgers,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "pid": os.getpid() if ended is None else None,
+            "ended": ended,
+        }
+        write_json(self.path, found)
+
+    def _presence(self) -> Mapping[str, Presence]:
+        try:
+            return self.link.presence() if self.link else {}
+        except LinkError:  # the round loop meets it too, and deals with it
+            return {}
+
+
+def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
+    """Train all units of the federation's study, from wherever they stopped.
+
+    Args:
+        folder: as `federation init` wrote it.
+        report: progress.
+
+    Returns:
+        The folders of the trained units.
+
+    Raises:
+        FederationError: a round lost its quorum, or too few sites were ready; what was done stays.
+        LinkError: Flower's server does not start, or fails again and again.
+        StorageError: another process works in the folder, or the disk is full.
+    """
+    from morphfed.federation.transports.flower.server import Server
+
+    settings, agreed = read_federation(folder)
+    run = folder / RUN
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=2)
+    except Timeout as cause:
+        raise StorageError(f"Another coordinator works in {folder}.", fix="stop it, or wait for it.") from cause
+    done = sum(is_done(unit, run) for unit in agreed.units)
+    status = Status(run / STATUS, agreed.hash, [done, len(agreed.units)])
+
+    def tell(event: Event) -> None:
+        status.tell(event)
+        report(event)
+
+    ended = "failed"
+    try:
+        status.write()
+        with Server(server_files(folder, settings)) as server:
+            _train_all(folder, settings, agreed, server, status, tell)
+        ended = "done"
+    except KeyboardInterrupt:
+        ended = "stopped"
+        raise
+    finally:
+        status.write(ended=ended)
+        lock.release()
+    return [unit.folder(run) for unit in agreed.units]
+
+
+def server_files(folder: Path, settings: FederationSettings) -> ServerFiles:
+    """Where Flower's server finds what it needs."""
+    from morphfed.federation.transports.flower.server import ServerFiles
+
+    here = folder.resolve() / "coordinator"
+    return ServerFiles(
+        here / "ca.crt",
+        here / "server.crt",
+        here / "server.key",
+        here / "superexec.secret",
+        folder.resolve() / RUN / "flower",
+        settings.inner_port,
+    )
+
+
+def _train_all(
+    folder: Path, settings: FederationSettings, agreed: Agreed, server: Server, status: Status, report: Reporter
+) -> None:
+    """Every unit that is not done; a server that fails is started again, and the unit goes on at its checkpoint."""
+    from morphfed.federation.transports.flower.server import Run
+
+    files, run = server_files(folder, settings), folder / RUN
+    keys = {site: (folder / "coordinator" / "sites" / f"{site}.pub").read_bytes() for site in agreed.sites}
+    failures, seen = 0, -1
+    while todo := [unit for unit in agreed.units if not is_done(unit, run)]:
+        try:
+            if not server.alive:
+                server.start()
+            with Run(files, keys) as opened:
+                for unit in todo:
+                    _train(unit, agreed, settings, opened, run, status, report, last=unit is todo[-1])
+                    status.units[0] += 1
+                    status.write()
+        except LinkError as cause:
+            at = _progress(todo[0], run)
+            failures = 1 if at != seen else failures + 1
+            seen = at
+            if failures >= _ATTEMPTS:
+                raise
+            report(Event("coordinator", text=f"{cause.message} Going on from the last checkpoint.", level="warning"))
+            server.stop()
+            time.sleep(2.0)
+
+
+def _progress(unit: Unit, run: Path) -> int:
+    """Checkpoints of a unit: whether anything was done between two failures."""
+    commits = sorted((unit.folder(run) / "checkpoint").glob("round-*.json"))
+    return int(commits[-1].stem.removeprefix("round-")) if commits else 0
+
+
+def _train(
+    unit: Unit,
+    agreed: Agreed,
+    settings: FederationSettings,
+    opened: Run,
+    run: Path,
+    status: Status,
+    report: Reporter,
+    *,
+    last: bool,
+) -> None:
+    from morphfed.federation.transports.flower.grid import GridLink
+
+    assert opened.grid is not None
+    link = status.link = GridLink(opened.grid, opened.nodes)
+    remote = train_over(link, unit, agreed, settings, run, last=last, report=report)
+    status.ledgers, status.link = remote.ledgers, None
+
+
+def train_over(
+    link: Link,
+    unit: Unit,
+    agreed: Agreed,
+    settings: FederationSettings,
+    run: Path,
+    *,
+    last: bool = True,
+    report: Reporter = silent,
+) -> Remote:
+    """One unit over a link: its rounds, its models, what the sites settle of them, ``unit.json``.
+
+    Args:
+        link: reaches the sites.
+        unit, agreed, settings: what is trained, and how long is waited.
+        run: folder of the federation's run.
+        last: whether the sites may leave when it is done.
+        report: progress.
+    """
+    arm, study, folder = agreed.arms[unit.arm], agreed.study, unit.folder(run)
+    network = network_of(unit, agreed, torch.device("cpu"))
+    remote = Remote(
+        agreed.sites,
+        link,
+        {"study": agreed.hash, "unit": unit.key, "version": __version__},
+        quorum=arm.federation.quorum,
+        limit=network.coding.nbytes,
+        spool=run / "spool",
+        patience=Patience(settings.deadline, settings.absent),
+        report=report,
+        task=unit.key,
+    )
+    remote.gather(network.digest(), settings.gather)
+    loop = RoundLoop(
+        arm.federation,
+        coordinator=network.coordinator(),
+        transport=remote,
+        store=CheckpointStore(folder, sha256_text(f"{agreed.hash} {unit.key}")),
+        coding=network.coding,
+        share_counts=shares_counts(arm),
+        noise=network.noise,
+        seed=unit.seed,
+        report=report,
+        task=unit.key,
+    )
+    outcome = loop.run()
+    save_models(unit, study, arm, network.backbone, outcome, network.initial, folder)
+    best = study.evaluation.use == "best"
+    model, sites = (outcome.best, outcome.best_sites) if best else (outcome.last, outcome.last_sites)
+    use = outcome.progress.best_round if best else outcome.progress.round
+    remote.use_state_of(use)
+    settled = settle(unit, study, remote, outcome, model, sites)
+    downloads: dict[str, Tensors] = dict.fromkeys(agreed.sites, model) | downloads_of(model, sites)
+    remote.finish(downloads, use=use, over=last)
+    told: dict[str, Any] = {"over": "network", "ledgers": remote.ledgers, **settled[0]}
+    if network.noise:
+        told["noise"] = network.noise.describe(outcome.progress.round)
+    write_unit(unit, study, arm, outcome, network.backbone.module, network.layout, folder, (told, settled[1]), [])
+    return remote

@@ -1,0 +1,90 @@
+"""`morphfed site join`: connect, answer questions, reconnect; for as long as the federation lasts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from morphfed.core.errors import LinkError, StorageError
+from morphfed.core.progress import Event, Reporter, silent
+from morphfed.deploy.bundle import SECRETS, open_bundle
+from morphfed.deploy.resident import Resident
+from morphfed.experiment.study import SiteConfig
+from morphfed.privacy.ledger import ChainedLedger
+
+if TYPE_CHECKING:
+    from morphfed.federation.transports.flower.fleet import Credentials
+
+POLL = 0.5
+"""Seconds between two looks for a question."""
+
+_SHORTEST, _LONGEST = 2.0, 30.0  # seconds between two attempts to connect
+
+
+def join(bundle: Path, folder: Path, data: SiteConfig, *, stay: bool = False, report: Reporter = silent) -> None:
+    """Take part until the coordinator says that the study is over.
+
+    Args:
+        bundle: the .zip that the coordinator gave.
+        folder: the site's.
+        data: its images.
+        stay: go on waiting for further studies when one is over.
+        report: progress.
+
+    Raises:
+        ConfigError: the bundle is none, or another site's.
+        StorageError: another process works in the folder, or its ledger is broken.
+        MissingExtraError: the extra ``flower`` is not installed.
+    """
+    from morphfed.federation.transports.flower.fleet import Credentials
+
+    settings = open_bundle(bundle, folder)
+    here = folder / SECRETS
+    credentials = Credentials(settings.host, settings.port, here / "ca.crt", here / "site.crt", here / "site.key")
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=2)
+    except Timeout as cause:
+        raise StorageError(
+            f"Another process takes part from {folder}.", fix="wait for it, or stop it; a site has one process."
+        ) from cause
+    try:
+        ledger = ChainedLedger(folder / "ledger.jsonl")
+        resident = Resident(settings.site, folder, data, ledger, report=report)
+        _serve(credentials, resident, stay, report)
+    finally:
+        lock.release()
+
+
+def _serve(credentials: Credentials, resident: Resident, stay: bool, report: Reporter) -> None:
+    wait, said = _SHORTEST, ""
+    while stay or not resident.over:
+        began = time.monotonic()
+        try:
+            _connected(credentials, resident, stay, report)
+        except LinkError as cause:
+            if cause.message != said:  # once, not at every attempt
+                said = cause.message
+                report(Event("site", text=f"{cause.message} Fix: {cause.fix} Trying again.", level="warning"))
+            if time.monotonic() - began > _LONGEST:
+                wait = _SHORTEST
+            time.sleep(wait)
+            wait = min(2 * wait, _LONGEST)
+
+
+def _connected(credentials: Credentials, resident: Resident, stay: bool, report: Reporter) -> None:
+    """Answer questions for as long as the connection lasts."""
+    from morphfed.federation.transports.flower.fleet import FleetLine
+
+    with FleetLine(credentials) as line:
+        where = f"{credentials.host}:{credentials.port}"
+        report(Event("site", text=f"connected to {where} as '{resident.site}'", level="info"))
+        while stay or not resident.over:
+            question = line.ask(resident.limit)
+            if question is None:
+                time.sleep(POLL)
+            else:
+                line.answer(question, resident.answer(question.content))

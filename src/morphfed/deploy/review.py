@@ -1,0 +1,133 @@
+"""A study in plain words, for the person who decides whether a site takes part."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from morphfed import __version__
+from morphfed.core.types import nbytes
+from morphfed.experiment.features import cut_of
+from morphfed.experiment.network import Network, declare, whole_network
+from morphfed.models.features import HeadOnly
+from morphfed.privacy.egress import NUMBER_BYTES
+
+if TYPE_CHECKING:
+    from morphfed.deploy.agreed import Agreed
+    from morphfed.experiment.study import Arm
+    from morphfed.experiment.units import Unit
+
+
+def network_of(unit: Unit, agreed: Agreed, device: torch.device) -> Network:
+    """A unit's network as every machine of the federation builds it, without images."""
+    arm, study = agreed.arms[unit.arm], agreed.study
+    backbone, model, initial = whole_network(unit, study, arm, folder=agreed.folder, device=device)
+    cut = cut_of(backbone, arm, study)
+    seen = model if cut is None else HeadOnly(backbone.module, cut)
+    return declare(unit, study, arm, backbone, seen, initial)
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a study means for a site.
+
+    Attributes:
+        text: what is trained, what leaves and how much of it, what comes in, what stays.
+        download: bytes of the largest download's tensors; more is not fetched.
+        leaves: bytes that leave in all, if the site answers every round.
+    """
+
+    text: str
+    download: int
+    leaves: int
+
+
+def review(agreed: Agreed) -> Review:
+    """Look at a study from a site.
+
+    Sizes are those of the networks as they are built here, and of the declarations that the gate enforces.
+    """
+    study = agreed.study
+    lines = [
+        f"Study {study.name}" + (f": {study.title}" if study.title else ""),
+        f"  hash      {agreed.hash}",
+        f"  sites     {', '.join(agreed.sites)}"
+        + (f"; held out: {', '.join(study.held_out)}" if study.held_out else ""),
+        f"  task      {study.task} of {_targets(agreed)}",
+        f"  images    {study.data.image_size} × {study.data.image_size} pixels; {study.data.split.train:.0%} of them "
+        f"train, {study.data.split.validation:.0%} choose the round, the rest are kept for tests",
+        "",
+    ]
+    total = largest = 0
+    for name, arm in agreed.arms.items():
+        said, moved, down = _arm(name, arm, agreed)
+        lines += said
+        total, largest = total + moved, max(largest, down)
+    lines += [
+        f"In all about {_size(total)} leave this site, if it answers every round.",
+        "",
+        "What stays here: images, labels, file names, patient identifiers, predictions of single images.",
+        "What leaves is written to this site's ledger first (`morphfed site ledger`); anything else is refused.",
+        "",
+        f"The code that runs is the installed morphfed {__version__}. A study is data: it brings no code, and the "
+        "coordinator cannot send any.",
+        "Model weights can reveal something about the images that they were trained on, and the coordinator sees "
+        "this site's upload by itself. See docs/security.md.",
+    ]
+    return Review("\n".join(lines) + "\n", largest, total)
+
+
+def _targets(agreed: Agreed) -> str:
+    study = agreed.study
+    if study.task == "segmentation":
+        return f"{len(study.structures)} structures: {', '.join(study.structures)}"
+    return f"{len(study.classes)} classes: {', '.join(study.classes)}"
+
+
+def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int, int]:
+    """Lines of one arm, the bytes that leave a site for it, and those of one download."""
+    units = [unit for unit in agreed.units if unit.arm == name]
+    network = network_of(units[0], agreed, torch.device("cpu"))
+    rounds, declared = arm.federation.rounds, network.declaration
+    numbers = sorted(declared.metrics)
+    validation = sorted(declared.validation)
+    download = network.coding.send({"": network.coordinator().download("")})[""]
+    upload = network.coding.nbytes + NUMBER_BYTES * (len(numbers) + 1)
+    each = upload + NUMBER_BYTES * len(validation)
+    once = sum(NUMBER_BYTES * row.length for row in declared.statistics.values())
+    parameters = sum(p.numel() for p in network.backbone.module.parameters())
+    times = f"{rounds} rounds, {_plural(len(units), 'seed')}"
+    lines = [
+        f"Arm {name}: {arm.algorithm.title}",
+        f"  trained   {arm.model.name}, {parameters:,} numbers; {times}",
+        f"  leaves    after each round {_plural(len(declared.tensors), 'tensor')}, {_size(network.coding.nbytes)}: "
+        f"{declared.purpose}",
+        f"            with it the number of training images, and {', '.join(numbers)}",
+        f"            after each round, of the validation images: {', '.join(validation)}",
+    ]
+    lines += [
+        f"            besides, {_plural(row.length, 'number')} '{key}': {row.purpose}"
+        for key, row in sorted(declared.statistics.items())
+    ]
+    keys = arm.federation.noise
+    added = "none" if network.noise is None else f"{keys.kind}, drawn here in secret; " + keys.model_dump_json()
+    lines += [
+        f"  noise     {added}",
+        f"  comes in  before each round {_size(nbytes(download))}",
+        f"  stays     {arm.algorithm.facts.stays or 'nothing of the model'}",
+        "",
+    ]
+    return lines, len(units) * (rounds * each + once), nbytes(download)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _size(count: int) -> str:
+    units = ("bytes", "kB", "MB", "GB", "TB")
+    step = min(len(units) - 1, int(math.log10(count) / 3)) if count else 0
+    return f"{count} bytes" if step == 0 else f"{count / 1000**step:.3g} {units[step]}"

@@ -1,0 +1,99 @@
+"""HTTP calls that are tried again while the network is away, and their failures in words."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import httpx
+
+from morphfed.core.errors import LinkError
+
+T = TypeVar("T")
+
+_AWAY = frozenset({502, 503, 504})
+
+
+class Retry:
+    """Tries a call again while the other end cannot be reached, for a limited time.
+
+    In place of Flower's own, which tries for ever and ends the process on a refusal.
+
+    Args:
+        seconds: after which the last failure is raised.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def invoke(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call, again if need be.
+
+        Raises:
+            httpx.HTTPError: the last failure.
+        """
+        end, wait = time.monotonic() + self.seconds, 0.2
+        while True:
+            try:
+                return call(*args, **kwargs)
+            except httpx.HTTPError as cause:
+                if not _may_heal(cause) or time.monotonic() + wait > end:
+                    raise
+            time.sleep(wait)
+            wait = min(2 * wait, 10.0)
+
+
+def _may_heal(cause: httpx.HTTPError) -> bool:
+    if isinstance(cause, httpx.HTTPStatusError):
+        return cause.response.status_code in _AWAY
+    return isinstance(cause, httpx.TransportError) and not _certificate(cause)
+
+
+def _certificate(cause: Exception) -> bool:
+    return any(word in str(cause).lower() for word in ("certificate", "ssl", "tls"))
+
+
+@contextmanager
+def as_link_errors(where: str) -> Iterator[None]:
+    """Failures of calls to ``where`` as errors that say what to do."""
+    try:
+        yield
+    except httpx.HTTPStatusError as cause:
+        raise _refused(where, cause) from cause
+    except httpx.HTTPError as cause:
+        raise _unreached(where, cause) from cause
+    except ValueError as cause:  # Flower's word for an answer that is not its own
+        raise LinkError(f"{where} answers something else than Flower.", fix="check the address and port.") from cause
+
+
+def _refused(where: str, cause: httpx.HTTPStatusError) -> LinkError:
+    status = cause.response.status_code
+    said = " ".join(re.sub(r"<[^>]*>", " ", cause.response.text[:600]).split())  # a proxy answers with a page
+    fixes = {
+        400: "the proxy did not accept this site's certificate: it may have expired or been revoked. Ask the "
+        "coordinator for a new bundle",
+        401: "the key is not this site's, or this machine's clock is more than five minutes off: compare it with the "
+        "coordinator's",
+        403: "the run is over, or the site has no part in it; nothing has to be done while the coordinator restarts",
+        404: "the address is not that of a federation's proxy, or the versions of flwr differ",
+        412: "the coordinator does not know this site's key, or believes it still connected: after a crash that lasts "
+        "up to a minute",
+        502: "the coordinator is not running; nothing has to be done here until it is",
+        413: "the proxy's client_max_body_size is too small: use the configuration that `federation init` wrote",
+    }
+    return LinkError(f"{where} answers {status}: {said}.", fix=fixes.get(status, "look at the coordinator's log") + ".")
+
+
+def _unreached(where: str, cause: httpx.HTTPError) -> LinkError:
+    said = str(cause) or type(cause).__name__
+    if _certificate(cause):
+        fix = (
+            "the server's certificate is not of this federation, is for another name, or has expired; or this "
+            "machine's clock is wrong. Check the address, then ask the coordinator."
+        )
+    else:
+        fix = "check that the coordinator runs, its name resolves here, and the firewall lets this connection out."
+    return LinkError(f"{where} cannot be reached: {said}.", fix=fix)

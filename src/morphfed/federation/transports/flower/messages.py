@@ -1,0 +1,104 @@
+"""A parcel's bytes as the content of a Flower message, and back."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+
+if TYPE_CHECKING:
+    from flwr.proto.message_pb2 import ObjectTree
+
+RECORD, ARRAY, KIND = "parcel", "content", "morphfed.parcel"
+TYPE = "query"
+"""Of every message: what is asked is in the parcel."""
+
+
+def wrap(content: bytes) -> RecordDict:
+    """Bytes as one array, which Flower cuts into objects that travel by themselves."""
+    array = Array(dtype="uint8", shape=(len(content),), stype=KIND, data=content)
+    return RecordDict({RECORD: ArrayRecord(OrderedDict({ARRAY: array}))})
+
+
+def unwrap(message: Message) -> bytes | None:
+    """The bytes; None: the message holds an error, or something else than a parcel."""
+    if message.has_error() or not message.has_content():
+        return None
+    record = message.content.get(RECORD)
+    if not isinstance(record, ArrayRecord) or ARRAY not in record or record[ARRAY].stype != KIND:
+        return None
+    data: bytes = record[ARRAY].data
+    return data
+
+
+class TooLargeError(Exception):
+    """A message holds more than can be expected."""
+
+
+def bounded(pull: Callable[[str], bytes], limit: int) -> Callable[[str], bytes]:
+    """The same function, which gives up when more than ``limit`` bytes have come in all."""
+    total = 0
+
+    def pull_object(name: str) -> bytes:
+        nonlocal total
+        found = pull(name)
+        total += len(found)
+        if total > limit:
+            raise TooLargeError
+        return found
+
+    return pull_object
+
+
+def inflated(contents: dict[str, bytes]) -> int:
+    """Bytes that the arrays of a message hold once they are put together.
+
+    An array names its pieces, and may name one a million times: a few bytes on the wire can stand for any number.
+
+    Raises:
+        ValueError: an array's description is damaged.
+    """
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_object_body,
+        get_object_children_ids_from_object_content,
+        get_object_type_from_object_content,
+    )
+
+    total = 0
+    try:
+        for content in contents.values():
+            if get_object_type_from_object_content(content) == Array.__qualname__:
+                pieces = get_object_children_ids_from_object_content(content)
+                sizes = [len(contents[name]) for name in pieces]
+                total += sum(sizes[at] for at in json.loads(get_object_body(content, Array))["arraychunk_ids"])
+    except (KeyError, IndexError, TypeError) as cause:
+        raise ValueError(f"damaged message: {cause}") from cause
+    return total
+
+
+def objects_of(tree: ObjectTree) -> list[str]:
+    """Names of all objects of a message, its own first."""
+    from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+
+    return [node.object_id for node in iterate_object_tree(tree)]
+
+
+def read_message(name: str, contents: dict[str, bytes]) -> Message:
+    """A message from its objects.
+
+    Raises:
+        ValueError: they are damaged, or not a message's.
+    """
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    try:
+        found: Any = inflate_object_from_contents(name, contents)
+    except (ValueError, KeyError, TypeError) as cause:
+        raise ValueError(f"damaged message: {cause}") from cause
+    if not isinstance(found, Message):
+        raise ValueError("not a message")
+    found.metadata.__dict__["_message_id"] = name
+    return found

@@ -1,0 +1,202 @@
+"""Real processes on the loopback: Flower's server, nginx, TLS, keys, a coordinator and two sites."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower reads when it is imported
+    pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
+pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
+
+from tests.deploy.test_provision import NGINX, ask, start_nginx
+from tests.ports import free_port
+
+from morphfed.core.files import read_json, sha256_file
+from morphfed.data.drafting import draft
+from morphfed.deploy import keys, provision
+from morphfed.experiment.runner import Options, run_study
+from morphfed.privacy.ledger import verify
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NGINX is None, reason="nginx is not installed (Debian: apt install nginx; or NGINX=PATH)"),
+]
+
+UNIT = Path("units/fedavg/all/seed-0")
+PROGRAM = "from morphfed.cli import main; main()"
+
+
+@dataclass
+class Machines:
+    """The commands of docs/how-to/deploy.md, each process with a folder of its own."""
+
+    study: Path
+    folder: Path
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=check, timeout=300)
+
+    def start(self, name: str, *arguments: str) -> None:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            command = [sys.executable, "-c", PROGRAM, *arguments]
+            self.running[name] = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def init(self) -> None:
+        host = ("--host", "localhost", "--port", str(free_port()), "--inner-port", str(free_port()))
+        self.run("federation", "init", "fed", "--study", str(self.study), *host)
+        path = self.folder / "fed/federation.toml"
+        path.write_text(
+            path.read_text().replace("gather = 3600", "gather = 240").replace("absent = 120", "absent = 45")
+        )
+        (self.folder / "nginx").mkdir()
+        self.running["nginx"] = start_nginx(self.folder / "fed", self.folder / "nginx")
+
+    def prepare(self, site: str) -> None:
+        draft(self.study.parent / "films" / site, site=site).manifest.write(self.folder / f"{site}.csv")
+        self.run("site", "approve", str(self.study), "--folder", site)
+
+    def join(self, site: str) -> None:
+        self.start(site, "site", "join", f"fed/bundles/{site}.zip", "--data", f"{site}.csv", "--folder", site)
+
+    def coordinate(self) -> None:
+        self.start("coordinator", "coordinator", "start", "fed")
+
+    def wait(self, name: str, seconds: float) -> int:
+        try:
+            return self.running[name].wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{name} still runs:\n{self.log(name)}\n{self.log('coordinator')}") from None
+
+    def until(self, name: str, text: str, seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.log(name):
+            assert time.monotonic() < end, f"no '{text}' in {name}:\n{self.log(name)}\n{self.log('coordinator')}"
+            time.sleep(0.2)
+
+    def kill(self, name: str) -> None:
+        self.running[name].send_signal(signal.SIGKILL)
+        self.running[name].wait(10)
+
+
+@pytest.fixture
+def machines(tiny: Path, tmp_path: Path) -> Iterator[Machines]:
+    made = Machines(tiny, tmp_path / "m")
+    made.folder.mkdir()
+    yield made
+    for process in made.running.values():
+        if process.poll() is None:
+            process.terminate()
+    for process in made.running.values():
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def test_two_sites_train_through_proxy_tls_and_keys_to_the_bytes_of_one_machine(
+    machines: Machines, tiny: Path, tmp_path: Path
+) -> None:
+    machines.init()
+    for site in ("alder", "birch"):
+        machines.prepare(site)
+        machines.join(site)
+    machines.coordinate()
+    assert machines.wait("coordinator", 420) == 0
+    for site in ("alder", "birch"):
+        assert machines.wait(site, 60) == 0
+        assert verify(machines.folder / site / "ledger.jsonl").sound
+    here = run_study(tiny, Options(tmp_path / "runs")).run / UNIT
+    there = machines.folder / "fed/run" / UNIT
+    assert sha256_file(there / "best.safetensors") == sha256_file(here / "best.safetensors")
+    assert sha256_file(there / "last.safetensors") == sha256_file(here / "last.safetensors")
+    assert "done" in machines.run("federation", "status", "fed").stdout
+
+
+def test_killed_processes_are_started_again_and_the_model_is_the_same(
+    machines: Machines, tiny: Path, tmp_path: Path
+) -> None:
+    """A site dies while it trains, then the coordinator, then Flower's server; each is only started again."""
+    tiny.write_text(tiny.read_text().replace("rounds = 3", "rounds = 6"))
+    machines.init()
+    for site in ("alder", "birch"):
+        machines.prepare(site)
+        machines.join(site)
+    machines.coordinate()
+    machines.until("alder", "train 2")
+    machines.kill("alder")
+    machines.join("alder")
+    machines.until("birch", "train 4")
+    machines.kill("coordinator")
+    machines.coordinate()
+    machines.until("birch", "train 5")
+    children = subprocess.run(
+        ["pgrep", "-P", str(machines.running["coordinator"].pid)], capture_output=True, text=True, check=True
+    )
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    assert machines.wait("coordinator", 420) == 0
+    here = run_study(tiny, Options(tmp_path / "runs")).run / UNIT
+    there = machines.folder / "fed/run" / UNIT
+    assert [h["round"] for h in read_json(there / "unit.json")["history"]] == [1, 2, 3, 4, 5, 6]
+    assert read_json(there / "unit.json")["rejected"] == []
+    assert sha256_file(there / "last.safetensors") == sha256_file(here / "last.safetensors")
+    assert verify(machines.folder / "alder/ledger.jsonl").sound
+
+
+def test_strangers_are_refused_at_every_open_port(machines: Machines, tmp_path: Path) -> None:
+    machines.init()
+    machines.prepare("alder")
+    machines.coordinate()
+    settings, agreed = provision.read_federation(machines.folder / "fed")
+    end = time.monotonic() + 120
+    while socket.socket().connect_ex(("127.0.0.1", settings.inner_port)):
+        assert time.monotonic() < end, machines.log("coordinator")
+        time.sleep(0.3)
+    made = provision.Made(machines.folder / "fed", agreed, [], None)  # type: ignore[arg-type]
+    authority = keys.read_pair(
+        (made.folder / "ca/ca.key").read_bytes(), (made.folder / "coordinator/ca.crt").read_bytes()
+    )
+    certified = keys.make_site(authority, "mallory")  # a certificate, but a key that was never registered
+    for path in ("/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/acquire-task"):
+        assert ask(settings.port, made, path, pair=certified) == 404
+    # Behind the proxy: calls without a valid signature.
+    for path in ("pull-messages", "push-messages", "activate-node", "send-node-heartbeat", "push-object"):
+        assert ask(settings.port, made, f"/v1/fleet/{path}", pair=certified) in (400, 401, 415, 422)
+    # The server itself, for somebody on the coordinator's machine: no login, so no one takes the run's token.
+    assert ask(settings.inner_port, made, "/v1/runtime/acquire-task") in (400, 401, 403, 415, 422)
+    # A whole site of this program with the unregistered key.
+    bundle = machines.folder / "fed/bundles/mallory.zip"
+    shutil.copy(machines.folder / "fed/bundles/birch.zip", bundle)
+    folder = machines.folder / "mallory"
+    from morphfed.deploy.bundle import open_bundle
+
+    open_bundle(bundle, folder)
+    (folder / "bundle/site.key").write_bytes(certified.key_pem())
+    (folder / "bundle/site.crt").write_bytes(certified.certificate_pem())
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from morphfed.federation.transports.flower.fleet import Credentials, FleetLine\n"
+        "b = Path(sys.argv[1]) / 'bundle'\n"
+        "with FleetLine(Credentials('localhost', int(sys.argv[2]), b/'ca.crt', b/'site.crt', b/'site.key')): pass\n"
+    )
+    tried = subprocess.run(
+        [sys.executable, "-c", program, str(folder), str(settings.port)], capture_output=True, text=True, check=False
+    )
+    assert tried.returncode != 0
+    assert "does not know this site's key" in tried.stderr

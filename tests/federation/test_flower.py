@@ -1,0 +1,217 @@
+"""The adapter to Flower, over a Grid in memory that makes real Flower messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+import pytest
+
+if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower reads when it is imported
+    pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
+
+import morphfed.federation.transports.flower as adapter
+from morphfed.core.errors import LinkError
+from morphfed.federation.transports.flower import messages
+from morphfed.federation.transports.flower.calls import Retry, as_link_errors
+from morphfed.federation.transports.flower.grid import GridLink
+
+# isort: split
+import httpx
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.task_identity import TaskIdentity
+
+NODES = {"kampala": 11, "lagos": 12}
+
+
+class MemoryGrid:
+    """Keeps pushed messages; replies are given by the test."""
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Message] = {}
+        self.replies: dict[str, Message] = {}
+        self.online = dict.fromkeys(NODES.values(), "2026-01-01T10:00:00+00:00")
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        found = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = message.object_id
+            self.pushed[message.metadata.message_id] = message
+            found.append(message.metadata.message_id)
+        return found
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self.replies.pop(name) for name in message_ids if name in self.replies]
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=number, last_activated_at=at) for number, at in self.online.items()]
+
+
+@pytest.fixture
+def grid() -> MemoryGrid:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 5, 1, 3
+    return MemoryGrid()
+
+
+@pytest.mark.parametrize("size", [0, 1, adapter.OBJECT_BYTES, 3 * adapter.OBJECT_BYTES + 17])
+def test_bytes_survive_the_way_through_flowers_objects(size: int, grid: MemoryGrid) -> None:
+    content = bytes(i % 251 for i in range(size))
+    message = Message(messages.wrap(content), dst_node_id=11, message_type=messages.TYPE)
+    message.metadata.__dict__["_message_id"] = message.object_id
+    objects = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
+    tree = get_object_tree(message)
+    assert set(messages.objects_of(tree)) == set(objects)
+    assert max(len(part) for part in objects.values()) < adapter.OBJECT_BYTES + 200  # small enough for a slow link
+    found = messages.read_message(tree.object_id, dict(objects))
+    assert messages.unwrap(found) == content
+
+
+def test_what_pieces_add_up_to_is_known_before_they_are_put_together(grid: MemoryGrid) -> None:
+    """Five equal pieces travel once; together they are five times as long."""
+    message = Message(messages.wrap(bytes(5 * adapter.OBJECT_BYTES)), dst_node_id=11, message_type=messages.TYPE)
+    objects = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
+    assert sum(map(len, objects.values())) < 2 * adapter.OBJECT_BYTES
+    assert 0 <= messages.inflated(objects) - 5 * adapter.OBJECT_BYTES < 1000
+    piece = max(objects, key=lambda name: len(objects[name]))
+    with pytest.raises(ValueError, match="damaged"):
+        messages.inflated({name: content for name, content in objects.items() if name != piece})
+
+
+def test_more_than_can_be_expected_is_not_fetched_to_its_end() -> None:
+    fetched = []
+
+    def pull(name: str) -> bytes:
+        fetched.append(name)
+        return bytes(100)
+
+    pull_at_most = messages.bounded(pull, 250)
+    with pytest.raises(messages.TooLargeError):
+        list(map(pull_at_most, "abcdefgh"))
+    assert fetched == ["a", "b", "c"]
+
+
+def test_a_question_goes_to_the_sites_node_and_its_answer_comes_back(grid: MemoryGrid) -> None:
+    link = GridLink(grid, NODES)  # type: ignore[arg-type]
+    ticket = link.post("lagos", b"question", lifetime=600)
+    sent = grid.pushed[ticket]
+    assert sent.metadata.dst_node_id == 12
+    assert messages.unwrap(sent) == b"question"
+    assert list(link.take([ticket])) == []
+    grid.replies[ticket] = _reply(sent, messages.wrap(b"answer"))
+    assert list(link.take([ticket])) == [(ticket, b"answer")]
+
+
+def _reply(to: Message, content: RecordDict | Error, by: int | None = None) -> Message:
+    reply = Message(content, reply_to=to)
+    if by is not None:
+        reply.metadata.__dict__["_src_node_id"] = by
+    return reply
+
+
+def test_nothing_is_left_for_a_site_that_is_not_there(grid: MemoryGrid) -> None:
+    del grid.online[12]
+    assert GridLink(grid, NODES).post("lagos", b"question", lifetime=600) == ""  # type: ignore[arg-type]
+    assert not grid.pushed
+
+
+def test_a_question_that_was_not_taken_is_made_anew(grid: MemoryGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = GridLink(grid, NODES)  # type: ignore[arg-type]
+
+    def refuse(messages: object) -> None:
+        raise ObjectPushError("object", 5, "session")
+
+    with monkeypatch.context() as once:
+        once.setattr(grid, "push_messages", refuse)
+        assert link.post("lagos", b"question", lifetime=600) == ""
+    assert link.post("lagos", b"question", lifetime=600)
+
+
+def test_another_sites_node_cannot_answer(grid: MemoryGrid) -> None:
+    link = GridLink(grid, NODES)  # type: ignore[arg-type]
+    ticket = link.post("lagos", b"question", lifetime=600)
+    grid.replies[ticket] = _reply(grid.pushed[ticket], messages.wrap(b"answer"), by=11)
+    assert list(link.take([ticket])) == [(ticket, None)]
+
+
+@pytest.mark.parametrize("what", ["error", "nothing", "other record", "other kind"])
+def test_what_is_no_parcel_counts_as_lost(what: str, grid: MemoryGrid) -> None:
+    link = GridLink(grid, NODES)  # type: ignore[arg-type]
+    ticket = link.post("kampala", b"question", lifetime=600)
+    content: RecordDict | Error = {
+        "error": Error(2, "node unavailable"),
+        "nothing": RecordDict(),
+        "other record": RecordDict({"parcel": ConfigRecord({"content": b"x"})}),
+        "other kind": RecordDict({"else": messages.wrap(b"x")["parcel"]}),
+    }[what]
+    grid.replies[ticket] = _reply(grid.pushed[ticket], content)
+    assert list(link.take([ticket])) == [(ticket, None)]
+
+
+def test_presence_is_what_the_server_has_heard(grid: MemoryGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = GridLink(grid, NODES)  # type: ignore[arg-type]
+    monkeypatch.setattr("morphfed.federation.transports.flower.grid._LOOK", 0.0)
+    before = time.time()
+    del grid.online[12]
+    found = link.presence()
+    assert found["kampala"].connected
+    assert found["kampala"].since == 1767261600.0  # 2026-01-01 10:00 UTC
+    assert not found["lagos"].connected
+    assert found["lagos"].seen is None
+    grid.online = {}
+    gone = link.presence()["kampala"]
+    assert not gone.connected
+    assert gone.seen is not None
+    assert before <= gone.seen <= time.time()
+
+
+def _status(code: int, text: str = "") -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://x")
+    return httpx.HTTPStatusError("", request=request, response=httpx.Response(code, text=text, request=request))
+
+
+def test_a_call_is_tried_again_while_the_network_is_away_and_not_after_a_refusal() -> None:
+    tried: list[float] = []
+
+    def fails(cause: Exception, times: int) -> str:
+        tried.append(0)
+        if len(tried) <= times:
+            raise cause
+        return "done"
+
+    assert Retry(5).invoke(fails, httpx.ConnectError("refused"), 2) == "done"
+    tried.clear()
+    assert Retry(5).invoke(fails, _status(502), 1) == "done"
+    for cause in (_status(401), _status(404), httpx.ConnectError("certificate verify failed")):
+        tried.clear()
+        with pytest.raises(httpx.HTTPError):
+            Retry(5).invoke(fails, cause, 9)
+        assert len(tried) == 1
+    tried.clear()
+    with pytest.raises(httpx.ConnectError):
+        Retry(0.3).invoke(fails, httpx.ConnectError("refused"), 10**6)
+
+
+@pytest.mark.parametrize(
+    ("cause", "fix"),
+    [
+        (_status(401, "no"), "clock"),
+        (_status(412, "Failed to activate SuperNode"), "up to a minute"),
+        (_status(400), "expired"),
+        (_status(413), "client_max_body_size"),
+        (_status(502, "<html><h1>502 Bad Gateway</h1></html>"), "is not running"),
+        (_status(500), "coordinator's log"),
+        (httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED]"), "clock is wrong"),
+        (httpx.ConnectTimeout("timed out"), "firewall"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_failures_say_what_to_do(cause: Exception, fix: str) -> None:
+    with pytest.raises(LinkError) as raised, as_link_errors("fl.example.org:443"):
+        raise cause
+    assert "fl.example.org:443" in raised.value.message
+    assert fix in raised.value.fix
+    assert "<" not in raised.value.message
