@@ -265,3 +265,13 @@ def test_no_event_at_all_is_refused_and_a_site_without_one_trains(study: Path, t
     edit(tmp_path / "bags/alder", r",0$", ",1")
     with pytest.raises(ConfigError, match="All training bags without cedar are censored"):
         run_study(study, Options(runs=tmp_path / "two", overrides=how))
+
+
+def test_algorithms_that_ask_for_losses_or_make_weights_train(study: Path, tmp_path: Path) -> None:
+    """q-FedAvg asks each site for its mean loss, Ditto keeps two models, the hyper-network makes the weights."""
+    how = ["arms={qfedavg={}, ditto={}, hypernetwork={}}", "federation.rounds=1", "train.local_epochs=1"]
+    results = results_of(run_study(study, Options(runs=tmp_path / "runs", overrides=how)).run)
+    assert results["failed"] == []
+    assert {u["model"] for u in results["arms"]} == {"qfedavg", "ditto", "hypernetwork"}
+    for unit in results["arms"]:
+        assert unit["sites"]["alder"]["metrics"]["c_index"]["value"] is not None
