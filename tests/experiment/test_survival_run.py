@@ -269,7 +269,7 @@ def test_no_event_at_all_is_refused_and_a_site_without_one_trains(study: Path, t
 
 def test_algorithms_that_ask_for_losses_or_make_weights_train(study: Path, tmp_path: Path) -> None:
     """q-FedAvg asks each site for its mean loss, Ditto keeps two models, the hyper-network makes the weights."""
-    how = ["arms={qfedavg={}, ditto={}, hypernetwork={}}", "federation.rounds=1", "train.local_epochs=1"]
+    how = ["arms={qfedavg={lipschitz=100}, ditto={}, hypernetwork={}}", "federation.rounds=1", "train.local_epochs=1"]
     results = results_of(run_study(study, Options(runs=tmp_path / "runs", overrides=how)).run)
     assert results["failed"] == []
     assert {u["model"] for u in results["arms"]} == {"qfedavg", "ditto", "hypernetwork"}
