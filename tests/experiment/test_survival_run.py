@@ -67,7 +67,7 @@ def write_site(folder: Path, n: int, seed: int) -> None:
     lines = ["case_id,slide_id,survival_months,censorship"]
     for patient in range(n // 2):
         bad = draw.random()
-        time, lost = draw.exponential(40 * np.exp(-3.5 * bad)), draw.uniform(4, 80)
+        time, lost = draw.exponential(40 * np.exp(-3.5 * bad)), draw.uniform(2, 30)
         for slide in range(2):
             bag = draw.normal(size=(20, 5)).astype(np.float32)
             bag[: round(20 * bad)] += 3
@@ -250,7 +250,7 @@ def test_few_events_are_said(study: Path, tmp_path: Path) -> None:
     edit(tmp_path / "bags/birch", r",0$", ",1")
     plan = plan_study(study, ["data.time_edges=[6, 12, 500]"], measure=False)
     assert any(note.startswith("birch: all training bags are censored") for note in plan["notes"])
-    assert any("no training bag has its event in from 500 months" in note for note in plan["notes"])
+    assert any(re.match(r"no training bag has its event in .*from 500 months:", note) for note in plan["notes"])
     few = plan_study(study, [f"data.time_edges={list(range(1, 60))}"], measure=False)
     assert any(re.match(r"alder: \d+ training bags with an event for 60 bins", note) for note in few["notes"])
 
