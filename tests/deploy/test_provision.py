@@ -155,8 +155,10 @@ def start_nginx(federation: Path, folder: Path) -> subprocess.Popen[bytes]:
     places = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    # Started by root, its worker would be nobody, who cannot write bodies of more than 16 KB into the test's folder.
+    user = "user root;" if os.geteuid() == 0 else ""
     (folder / "nginx.conf").write_text(
-        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;"
+        f"{user} daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;"
         f"events {{}} http {{ access_log off; {places} include {federation}/nginx/morphfed.conf; }}"
     )
     command = [str(NGINX), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
