@@ -11,7 +11,7 @@ SOURCES := src tests benchmarks
 QUIET   := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
 PYTEST  := $(QUIET) $(BIN)/python -m pytest -n 2
 
-.PHONY: help setup demo test test-all lint format docs-check bench clean distclean
+.PHONY: help setup demo test test-all test-network lint format docs-check bench clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,11 @@ test: lint ## lint, type check, and every test but the slow ones
 test-all: lint ## the same with the slow tests
 	@$(PYTEST)
 
+# Flower holds older libraries than ours, so it gets an environment of its own.
+test-network: ## the tests that need Flower and real processes; nginx too, if it is installed (NGINX=PATH)
+	@VENV=.venv-network EXTRAS=dev,flower scripts/setup
+	@$(QUIET) .venv-network/bin/python -m pytest -n 0 tests/deploy tests/federation/test_flower.py
+
 lint: $(READY) ## ruff, formatting and mypy --strict
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
@@ -51,5 +56,5 @@ clean: ## remove caches; keeps .venv and runs/
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
 	@find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## remove .venv and .bench too
-	@rm -rf .venv .bench
+distclean: clean ## remove the environments and .bench too
+	@rm -rf .venv .venv-network .bench
