@@ -24,6 +24,10 @@ POLL = 0.5
 _SHORTEST, _LONGEST = 2.0, 30.0  # seconds between two attempts to connect
 
 
+_FAREWELL = 10.0
+"""Seconds for which a site stays connected after its last answer: Flower's server drops what a site said that has left."""
+
+
 def join(bundle: Path, folder: Path, data: SiteConfig, *, stay: bool = False, report: Reporter = silent) -> None:
     """Take part until the coordinator says that the study is over.
 
@@ -82,9 +86,14 @@ def _connected(credentials: Credentials, resident: Resident, stay: bool, report:
     with FleetLine(credentials) as line:
         where = f"{credentials.host}:{credentials.port}"
         report(Event("site", text=f"connected to {where} as '{resident.site}'", level="info"))
-        while stay or not resident.over:
+        leaving: float | None = None
+        while leaving is None or time.monotonic() < leaving:
             question = line.ask(resident.limit)
             if question is None:
                 time.sleep(POLL)
             else:
                 line.answer(question, resident.answer(question.content))
+            if stay or not resident.over:
+                leaving = None
+            elif leaving is None:
+                leaving = time.monotonic() + _FAREWELL
