@@ -25,7 +25,7 @@ _SHORTEST, _LONGEST = 2.0, 30.0  # seconds between two attempts to connect
 
 
 _FAREWELL = 10.0
-"""Seconds for which a site stays connected after its last answer: Flower's server drops what a site said that has left."""
+"""Seconds for which a site stays connected after its last answer: Flower's server drops the answers of who has left."""
 
 
 def join(bundle: Path, folder: Path, data: SiteConfig, *, stay: bool = False, report: Reporter = silent) -> None:
