@@ -140,6 +140,8 @@ def test_every_arm_is_judged_at_every_site(ran: Path) -> None:
         assert unit["sites"]["cedar"]["metrics"]["auroc"]["value"] > 0.9  # there is something to learn, and it is
     scopes = {(s["scope"], s["metric"]) for s in results["summary"]}
     assert {("mean_training", "auroc"), ("cedar", "balanced_accuracy"), ("cedar", "macro_f1")} <= scopes
+    primary = results["study"]["primary_metric"]
+    assert primary in {c["metric"] for c in results["comparisons"]}  # else the report could compare no arms
 
 
 def test_what_is_left_out_is_counted(ran: Path) -> None:

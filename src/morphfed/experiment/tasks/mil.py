@@ -42,7 +42,6 @@ class MilStudy(ClassificationStudy):
 
     task: ClassVar[Task] = MIL
     unit: ClassVar[ClusterUnit] = "bag"
-    primary: ClassVar[str] = "auroc"
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {"calibrate": ("ece",)}
 
     # ── the study file ──────────────────────────────────────────────────────────────────────────────────────
