@@ -108,7 +108,7 @@ MIL = Kind(
     trained=lambda r: f"multiple-instance classifiers of {listed(plain(c) for c in r.classes)}",
     pooled=" over the classes present in a test set",
     loss=_class_loss,
-    metrics=("balanced_accuracy", "macro_f1", "accuracy"),
+    metrics=("auroc", "macro_f1", "accuracy"),
     pictures="",
     works=(
         *_STATISTICS,
