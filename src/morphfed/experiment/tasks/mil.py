@@ -37,6 +37,15 @@ if TYPE_CHECKING:
     from morphfed.experiment.units import Unit
 
 
+def in_rows(part: pd.DataFrame) -> dict[str, Any]:
+    """What prepared rows say of the bags of a set, whatever is predicted of them: ``labels``, ``sizes`` and ``dim``."""
+    return {
+        "labels": part["label"].to_numpy(dtype=np.int64),
+        "sizes": part["instances"].to_numpy(dtype=np.int64),
+        "dim": int(part["dim"].iloc[0]) if len(part) else 1,
+    }
+
+
 class MilStudy(ClassificationStudy):
     """See :class:`StudyTask`."""
 
@@ -124,13 +133,7 @@ class MilStudy(ClassificationStudy):
         """Labels are in the rows."""
 
         def make(part: pd.DataFrame, **known: Any) -> ImageSet:
-            return BagSet(
-                labels=part["label"].to_numpy(dtype=np.int64),
-                classes=len(study.classes),
-                sizes=part["instances"].to_numpy(dtype=np.int64),
-                dim=int(part["dim"].iloc[0]) if len(part) else 1,
-                **known,
-            )
+            return BagSet(classes=len(study.classes), **in_rows(part), **known)
 
         return make
 

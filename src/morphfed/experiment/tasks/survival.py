@@ -27,7 +27,7 @@ from morphfed.evaluation.survival import (
 )
 from morphfed.experiment.bags import Sought
 from morphfed.experiment.tasks.base import Judgement, MakeSet, Selected, Trained
-from morphfed.experiment.tasks.mil import MilStudy, refuse_pictures
+from morphfed.experiment.tasks.mil import MilStudy, in_rows, refuse_pictures
 from morphfed.models.mil import HEADS, MilHead
 from morphfed.tasks.base import Task
 from morphfed.tasks.classification import LossConfig
@@ -140,14 +140,8 @@ class SurvivalStudy(MilStudy):
         """They are in the rows."""
 
         def make(part: pd.DataFrame, **known: Any) -> ImageSet:
-            return SurvivalSet(
-                labels=part["label"].to_numpy(dtype=np.int64),
-                classes=self.outputs(study),
-                sizes=part["instances"].to_numpy(dtype=np.int64),
-                dim=int(part["dim"].iloc[0]) if len(part) else 1,
-                months=part["months"].to_numpy(dtype=np.float64),
-                **known,
-            )
+            months = part["months"].to_numpy(dtype=np.float64)
+            return SurvivalSet(classes=self.outputs(study), months=months, **in_rows(part), **known)
 
         return make
 
