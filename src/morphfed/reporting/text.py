@@ -40,6 +40,18 @@ _TITLES = {
     "qfedavg": "q-FedAvg",
     "scaffold": "SCAFFOLD",
     "ditto": "Ditto",
+    "fedavgm": "FedAvgM",
+    "fedadagrad": "FedAdagrad",
+    "krum": "Krum",
+    "multikrum": "Multi-Krum",
+    "ida": "IDA",
+    "pfa": "PFA",
+    "det": "DET",
+    "prr": "PRR-FL",
+    "prr-2021": "PRR-FL 2021",
+    "pfa-cpa": "PFA + CPA",
+    "hypernetwork": "Hyper-network",
+    "histofl": "HistoFL",
 }
 
 
