@@ -270,6 +270,6 @@ def train_over(
     if network.noise:
         told["noise"] = network.noise.describe(outcome.progress.round)
     if network.sums:
-        told["secure"] = {**network.sums.describe(), "signed": True}
+        told["secure"] = {**network.sums.describe(), "keys": "signed"}
     write_unit(unit, study, arm, outcome, network.backbone.module, network.layout, folder, (told, settled[1]), [])
     return remote

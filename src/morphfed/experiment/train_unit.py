@@ -122,7 +122,7 @@ def train_unit(
         "images_on": images_on,
         **({"compiled": True} if place.compiled else {}),
         **({"noise": network.noise.describe(outcome.progress.round)} if network.noise else {}),
-        **({"secure": network.sums.describe()} if network.sums else {}),
+        **({"secure": {**network.sums.describe(), "keys": "unsigned"}} if network.sums else {}),
         **settled[0],
     }
     notes = [stored.note] if stored else []
