@@ -96,9 +96,7 @@ def test_the_same_study_gives_the_same_model_files(more: str, tiny: Path, tmp_pa
         assert bool(differ) == bool(more)  # its own norms
 
 
-def test_sums_over_the_network_give_the_files_of_one_machine_and_no_upload_by_itself(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_sums_over_the_network_give_the_files_of_one_machine(tiny: Path, tmp_path: Path) -> None:
     settled = 'calibrate = "temperature"\n'
     tiny.write_text(
         tiny.read_text()

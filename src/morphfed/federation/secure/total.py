@@ -258,10 +258,10 @@ class _Session:
     def _take_keys(self, note: Note) -> None:
         known = {name: _bytes(tensor) for name, tensor in note.tensors.items()}
         try:
-            keys = [known.pop(name) for name in ("sealing", "masking", "commitment")]
+            sealing, masking, commitment = (known.pop(name) for name in ("sealing", "masking", "commitment"))
         except KeyError as cause:
             raise ValueError("its keys are missing") from cause
-        advert = Advert(*keys, dict(note.numbers), known).checked()
+        advert = Advert(sealing, masking, commitment, dict(note.numbers), known).checked()
         self.check(advert)
         self.adverts[note.site] = advert
 

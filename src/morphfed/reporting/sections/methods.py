@@ -197,8 +197,8 @@ def _secure_sentence(r: Results) -> str:
     of = "" if len(found) == len(moved) else f" of {listed(m.title for m in found)}"
     told = next(iter(found.values()))
     return (
-        f" Uploads{of} were combined by secure aggregation (any {told['threshold']} of {told['sites']} sites can open a "
-        f"sum, fewer cannot), as integers of {told['bits']} bits under masks: the coordinator saw sums over the sites "
+        f" Uploads{of} were combined by secure aggregation (any {told['threshold']} of {told['sites']} sites can open "
+        f"a sum, fewer cannot), as integers of {told['bits']} bits under masks: the coordinator saw sums over the sites "
         "only, of the weights, the numbers of images and the losses."
     )
 
