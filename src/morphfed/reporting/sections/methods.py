@@ -198,7 +198,7 @@ def _secure_sentence(r: Results) -> str:
     told = next(iter(found.values()))
     return (
         f" Uploads{of} were combined by secure aggregation (any {told['threshold']} of {told['sites']} sites can open "
-        f"a sum, fewer cannot), as integers of {told['bits']} bits under masks: the coordinator saw sums over the sites "
+        f"a sum, fewer cannot), as integers of {told['bits']} bits under masks: the coordinator saw sums over sites "
         "only, of the weights, the numbers of images and the losses."
     )
 
