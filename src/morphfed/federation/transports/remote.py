@@ -102,7 +102,7 @@ class Remote:
         sites: in the study's order.
         link: carries parcels.
         about: goes with every question: the study's hash, the unit, the version.
-        quorum: share of the sites that a round needs.
+        quorum: share of the sites that a round needs; 0: none has to be there.
         limit: bytes of the largest answer's tensors.
         spool: folder for answers that wait for their turn; emptied at the start.
         patience, clock: how long is waited.
@@ -124,7 +124,7 @@ class Remote:
         task: str = "rounds",
     ) -> None:
         self._names, self._link, self._about = tuple(sites), link, dict(about)
-        self._needed = max(1, math.ceil(quorum * len(self._names)))
+        self._needed = max(1, math.ceil(quorum * len(self._names))) if quorum else 0
         self._limit, self._spool = limit, spool
         self._patience, self._clock = patience or Patience(), clock or Clock()
         self._report, self._task = report, task
@@ -149,18 +149,19 @@ class Remote:
         return {name: held.ledger for name, held in self._held.items() if held.ledger}
 
     # ── what the round loop asks ────────────────────────────────────────────────────────────────────────────
-    def gather(self, network: str, wait: float) -> None:
+    def gather(self, network: str, wait: float, each: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Wait until every site is ready for the unit; go on with a quorum when time is up.
 
         Args:
             network: digest of the unit's initial network, which each site compares with its own.
             wait: seconds.
+            each: site → what the question's head says to it alone.
 
         Raises:
             FederationError: too few are there; says of each missing site why.
         """
         end, said = self._clock.now() + wait, dict.fromkeys(self._names, "")
-        asked = {one.site: one for one in self._ask("hello", {"network": network}, dict.fromkeys(self._names))}
+        asked = {one.site: one for one in self._ask("hello", {"network": network}, dict.fromkeys(self._names), each)}
         again: dict[str, float] = {}
         told = self._clock.now()
         while said and self._clock.now() < end:
@@ -202,7 +203,7 @@ class Remote:
         """Why a site is not ready; empty: it is."""
         try:
             self._read(one)
-        except _NotUsableError as cause:
+        except NotUsableError as cause:
             return f"Site '{one.site}': {cause}."
         return ""
 
@@ -222,7 +223,7 @@ class Remote:
             try:
                 answer = self._read(one)
                 yield _upload(answer)
-            except _NotUsableError as cause:
+            except NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
@@ -231,7 +232,7 @@ class Remote:
         def judged(site: str, answer: Parcel) -> dict[str, Metrics]:
             found: Any = answer.head.get("validation")
             if not _numbers(found) or set(found) - {site}:
-                raise _NotUsableError("its validation is not made of numbers of its own")
+                raise NotUsableError("its validation is not made of numbers of its own")
             return {where: {str(k): float(v) for k, v in m.items()} for where, m in found.items()}
 
         what = f"round {round_number}, judging"
@@ -291,12 +292,40 @@ class Remote:
         """
         self._all("finish", {"use": use, "over": over}, downloads, "the end", lambda site, answer: None)
 
+    def ask(
+        self,
+        kind: str,
+        head: Mapping[str, Any],
+        downloads: Mapping[str, Tensors | None],
+        read: Callable[[str, Parcel], T],
+        *,
+        what: str,
+        each: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, T]:
+        """Ask something outside the rounds; sites that give nothing usable are named in a warning and left out.
+
+        Args:
+            kind: of question.
+            head: what it says.
+            downloads: site → tensors that go with it; None: nothing.
+            read: takes a site's answer; raises :class:`NotUsableError`.
+            what: is being done, for people.
+            each: site → what the head says to it alone.
+        """
+        return self._all(kind, head, downloads, what, read, each)
+
     def use_state_of(self, round_number: int) -> None:
         """Sums that follow are of the private state of this round."""
         self._state_of = round_number
 
     # ── questions and answers ───────────────────────────────────────────────────────────────────────────────
-    def _ask(self, kind: str, head: Mapping[str, Any], downloads: Mapping[str, Tensors | None]) -> list[_Asked]:
+    def _ask(
+        self,
+        kind: str,
+        head: Mapping[str, Any],
+        downloads: Mapping[str, Tensors | None],
+        each: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> list[_Asked]:
         """Post one question a site."""
         common = {**self._about, **head, "best": self._best}
         if self._counts is not None:
@@ -311,7 +340,8 @@ class Remote:
                 if same not in packed:
                     packed[same] = digest(pack(Parcel("download", {}, download))), download
                 sent, tensors = packed[same]
-            parcel = Parcel(kind, {**common, "site": site, "download": sent}, tensors)
+            own = (each or {}).get(site, {})
+            parcel = Parcel(kind, {**common, **own, "site": site, "download": sent}, tensors)
             asked.append(self._post(_Asked(site, parcel, "", sent), whole=self._held[site].download != sent))
         return asked
 
@@ -331,16 +361,17 @@ class Remote:
         downloads: Mapping[str, Tensors | None],
         what: str,
         read: Callable[[str, Parcel], T],
+        each: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, T]:
         """What the sites answer, in order; those that give nothing usable are named and left out."""
         found: dict[str, T] = {}
-        for one in self._answers(self._ask(kind, head, downloads), what):
+        for one in self._answers(self._ask(kind, head, downloads, each), what):
             if one.failed:
                 self._warn(f"{what}: {one.failed}")
                 continue
             try:
                 found[one.site] = read(one.site, self._read(one))
-            except _NotUsableError as cause:
+            except NotUsableError as cause:
                 self._warn(f"{what}: Site '{one.site}': {cause}.")
         return found
 
@@ -458,7 +489,7 @@ class Remote:
         """A spooled answer, checked to be one to this question.
 
         Raises:
-            _NotUsableError: it is none; says why.
+            NotUsableError: it is none; says why.
         """
         assert one.answer is not None
         content = one.answer.read_bytes()
@@ -466,15 +497,15 @@ class Remote:
         try:
             answer = unpack(content, limit=self._limit)
         except ParcelError as cause:
-            raise _NotUsableError(f"its answer cannot be read: {cause}") from cause
+            raise NotUsableError(f"its answer cannot be read: {cause}") from cause
         if answer.kind == REFUSAL:
-            raise _NotUsableError(f"it refuses: {str(answer.head.get('why', 'it does not say why'))[:500]}")
+            raise NotUsableError(f"it refuses: {str(answer.head.get('why', 'it does not say why'))[:500]}")
         if answer.kind != ANSWER:
-            raise _NotUsableError(f"its answer is of the kind '{answer.kind[:40]}'")
+            raise NotUsableError(f"its answer is of the kind '{answer.kind[:40]}'")
         for key in ECHOED:
             if answer.head.get(key) != one.parcel.head.get(key):
                 given = str(answer.head.get(key))[:40]
-                raise _NotUsableError(f"its answer is for the {key} '{given}', expected '{one.parcel.head.get(key)}'")
+                raise NotUsableError(f"its answer is for the {key} '{given}', expected '{one.parcel.head.get(key)}'")
         held = self._held[one.site]
         held.download = one.sent or held.download
         held.ledger = str(answer.head.get("ledger", ""))[:64]
@@ -484,7 +515,7 @@ class Remote:
         self._report(Event(self._task, text=text, level="warning"))
 
 
-class _NotUsableError(Exception):
+class NotUsableError(Exception):
     """An answer that cannot be used; says why, to follow the site's name."""
 
 
@@ -492,7 +523,7 @@ def _upload(answer: Parcel) -> Upload:
     """An upload as it was sent; whether its tensors are the declared ones is checked by the loop."""
     weight, metrics = answer.head.get("weight"), answer.head.get("metrics")
     if not isinstance(weight, int | float) or not _numbers({"": metrics}):
-        raise _NotUsableError("its weight or its metrics are not numbers")
+        raise NotUsableError("its weight or its metrics are not numbers")
     assert isinstance(metrics, dict)
     numbers = {str(k): float(v) for k, v in metrics.items()}
     return Upload(str(answer.head["site"]), int(answer.head["round"]), answer.tensors, float(weight), numbers)
@@ -504,7 +535,7 @@ def _row(key: str) -> Callable[[str, Parcel], NDArray[np.float64]]:
     def read(site: str, answer: Parcel) -> NDArray[np.float64]:
         values = answer.head.get(key)
         if not isinstance(values, list) or not all(_number(v) for v in values):
-            raise _NotUsableError(f"its '{key}' is no row of numbers")
+            raise NotUsableError(f"its '{key}' is no row of numbers")
         return np.array(values, dtype=np.float64)
 
     return read
