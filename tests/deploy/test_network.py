@@ -40,20 +40,21 @@ PROGRAM = "from morphfed.cli import main; main()"
 
 @dataclass
 class Machines:
-    """The commands of docs/how-to/deploy.md, each process with a folder of its own."""
+    """The commands of docs/how-to/federation.md, each process with a folder of its own."""
 
     study: Path
     folder: Path
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, check: bool = True, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", PROGRAM, *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=check, timeout=300)
+        where = folder or self.folder
+        return subprocess.run(command, cwd=where, capture_output=True, text=True, check=check, timeout=600)
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start(self, name: str, *arguments: str, folder: Path | None = None) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             command = [sys.executable, "-c", PROGRAM, *arguments]
-            self.running[name] = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
+            self.running[name] = subprocess.Popen(command, cwd=folder or self.folder, stdout=log, stderr=log)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -90,6 +91,16 @@ class Machines:
             assert time.monotonic() < end, f"no '{text}' in {name}:\n{self.log(name)}\n{self.log('coordinator')}"
             time.sleep(0.2)
 
+    def end(self) -> None:
+        for process in self.running.values():
+            if process.poll() is None:
+                process.terminate()
+        for process in self.running.values():
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
     def kill(self, name: str) -> None:
         self.running[name].send_signal(signal.SIGKILL)
         self.running[name].wait(10)
@@ -100,14 +111,7 @@ def machines(tiny: Path, tmp_path: Path) -> Iterator[Machines]:
     made = Machines(tiny, tmp_path / "m")
     made.folder.mkdir()
     yield made
-    for process in made.running.values():
-        if process.poll() is None:
-            process.terminate()
-    for process in made.running.values():
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    made.end()
 
 
 def test_two_sites_train_through_proxy_tls_and_keys_to_the_bytes_of_one_machine(

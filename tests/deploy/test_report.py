@@ -92,8 +92,11 @@ def changed(study: Path, *pairs: tuple[str, str]) -> Path:
 
 
 RELEASE = ("[evaluation]\n", '[evaluation]\nrelease = "scores"\n')
-ASKED = ("[evaluation]\n", '[evaluation]\ncalibrate = "temperature"\nadapt = "norms"\nunknown = true\nretrogress = true\n')
-PERSONAL = ("[arms.fedavg]\n", '[arms.fedavg]\n[arms.fedbn]\n[arms.fedper]\n[arms.ditto]\n')
+ASKED = (
+    "[evaluation]\n",
+    '[evaluation]\ncalibrate = "temperature"\nadapt = "norms"\nunknown = true\nretrogress = true\n',
+)
+PERSONAL = ("[arms.fedavg]\n", "[arms.fedavg]\n[arms.fedbn]\n[arms.fedper]\n[arms.ditto]\n")
 
 
 def without_pictures(results: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +209,9 @@ def test_local_models_are_judged_at_home_and_stay_there(tiny: Path, tmp_path: Pa
         kept = tmp_path / "machines" / name / f"models/tiny/local/{name}/seed-0/model.safetensors"
         assert kept.is_file()
         sent = [r for r in records(consortium.ledger(name)) if r.get("unit") == f"local/{name}/seed-0"]
-        assert {r["findings"] for r in sent} == {"facts", "history", "scores"} - ({"facts"} if len(sent) == 2 else set())
+        assert {r["findings"] for r in sent} == {"facts", "history", "scores"} - (
+            {"facts"} if len(sent) == 2 else set()
+        )
 
 
 def test_a_site_that_is_away_at_the_end_is_named_and_asked_again(tiny: Path, tmp_path: Path) -> None:
