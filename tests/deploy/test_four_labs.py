@@ -1,7 +1,7 @@
 """Four laboratories over a network, from the commands of docs/how-to/federation.md, on the public images.
 
-Each site is a process with a folder of its own; they reach the coordinator through nginx, TLS and keys, one of them over
-a slow line. One is killed while it trains and started again. The report must be that of one machine.
+Each site is a process with a folder of its own; they reach the coordinator through nginx, TLS and keys, one over a
+slow line. One is killed while it trains and started again. The report must be that of one machine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import socket
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +23,6 @@ pytest.importorskip("cryptography", reason="the extra 'flower' is not installed"
 from tests.deploy.test_network import Machines
 from tests.deploy.test_network import pytestmark as needs
 from tests.deploy.test_report import same, without_pictures
-from tests.ports import free_port
 
 from morphfed.core.files import read_json
 from morphfed.deploy import provision
@@ -89,6 +90,13 @@ class Labs(Machines):
         here.mkdir(parents=True, exist_ok=True)
         return self.run(*arguments, folder=here).stdout
 
+    def init(self) -> None:
+        super().init()
+        path = self.folder / "fed/federation.toml"  # patient: four sites and a server may share two cores
+        path.write_text(
+            path.read_text().replace("gather = 240", "gather = 1800").replace("absent = 45", "absent = 300")
+        )
+
     def setup(self, site: str) -> None:
         here = self.folder / "machines" / site
         here.mkdir(parents=True)
@@ -98,8 +106,6 @@ class Labs(Machines):
         (here / "study.toml").write_bytes(study)
         (here / WEIGHTS).symlink_to(self.data / "weights" / WEIGHTS)
         path, source = SOURCES[site]
-        review = self.at(site, "site", "review", "study.toml")
-        assert "scores with their" in review
         self.at(site, "site", "approve", "study.toml", "--folder", site)
         images = str(self.data / "cells" / path)
         self.at(site, "data", "init", images, "--site", site, "--source", source, "--out", "manifest.csv")
@@ -112,8 +118,6 @@ class Labs(Machines):
         self.start(site, "site", "join", bundle, "--data", "manifest.csv", "--folder", site, folder=here)
 
     def slower(self, site: str) -> str:
-        import zipfile
-
         here = self.folder / "machines" / site
         settings, _ = provision.read_federation(self.folder / "fed")
         with zipfile.ZipFile(here / f"{site}.zip") as archive:
@@ -166,14 +170,16 @@ def test_the_report_of_four_laboratories_is_that_of_one_machine(labs: Labs, stud
     labs.init()
     (labs.folder / "fed" / WEIGHTS).symlink_to(labs.data / "weights" / WEIGHTS)
     labs.slow["tecom"] = SlowLine(provision.read_federation(labs.folder / "fed")[0].port)
-    assert free_port() != labs.slow["tecom"].port
+    with ThreadPoolExecutor() as together:
+        list(together.map(labs.setup, SOURCES))
     for site in SOURCES:
-        labs.setup(site)
         labs.join(site)
     labs.coordinate()
-    labs.until("bccd", "train 2 fedavg", seconds=1800)
+    assert "scores with their" in labs.at("tecom", "site", "review", "study.toml")
+    labs.until("bccd", "train 2 fedavg", seconds=2400)
     labs.kill("bccd")
     labs.join("bccd")
+    alone = run_study(study, Options(tmp_path / "runs")).results
     assert labs.wait("coordinator", 2400) == 0
     for site in SOURCES:
         assert labs.wait(site, 120) == 0
@@ -185,7 +191,7 @@ def test_the_report_of_four_laboratories_is_that_of_one_machine(labs: Labs, stud
     there = read_json(labs.folder / "fed/run/results.json")
     assert there["network"]["missing"] == []
     assert not [unit["rejected"] for unit in there["arms"] if unit["rejected"]]
-    here = without_pictures(read_json(run_study(study, Options(tmp_path / "runs"), report=lambda event: None).results))
+    here = without_pictures(read_json(alone))
     mine = [unit for unit in there["arms"] if unit["arm"] != "local"]
     wanted = [unit for unit in here["arms"] if unit["arm"] != "local"]
     assert list(mine[0]["sites"]) == ["barcelona", "tecom", "bccd", "cellavision"]
@@ -199,5 +205,3 @@ def test_the_report_of_four_laboratories_is_that_of_one_machine(labs: Labs, stud
         if unit["arm"] == "local":
             site = unit["trained_on"][0]
             assert unit["sites"] == {site: at_home[unit["model"]][site]}
-    keep = Path(str(labs.folder)).parent / "report.html"
-    keep.write_bytes((labs.folder / "fed/run/report.html").read_bytes())
