@@ -23,7 +23,7 @@ def run(run: Path, /, *, out: Path | None = None) -> int:
     if not results.is_file():
         raise StorageError(
             f"{results} does not exist: the run is not finished, or this is no run folder.",
-            fix="finish it with the command that started it: morphfed run STUDY.toml, or morphfed coordinator start FED "
+            fix="finish it with the command that began it: morphfed run STUDY.toml, or morphfed coordinator start FED "
             "of a study that has evaluation.release = 'scores'.",
         )
     page = write_report(results, out or results.with_name("report.html"))
