@@ -8,15 +8,21 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from _table import NotMeasuredError
+
+if TYPE_CHECKING:
+    from tests.machines import Machines
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the machines of the tests are those that are measured
@@ -55,7 +61,9 @@ threads = 1
 """
 
 
-def study(model: str, sites: Sequence[str], rounds: int, *, tune: str = "full", weights: str = "none", federation: str = "") -> str:
+def study(
+    model: str, sites: Sequence[str], rounds: int, *, tune: str = "full", weights: str = "none", federation: str = ""
+) -> str:
     """A study file."""
     places = "\n".join(f'{site} = {{ path = "{site}" }}' for site in sites)
     return STUDY.format(sites=places, model=model, tune=tune, weights=weights, rounds=rounds, federation=federation)
@@ -139,10 +147,8 @@ class Rounds:
 
 
 @contextmanager
-def machines(text: str, *, host: str = "localhost") -> Iterator["Machines"]:
+def machines(text: str, *, host: str = "localhost") -> Iterator[Machines]:
     """A federation's folder with nginx running."""
-    import tempfile
-
     from tests.machines import Machines
 
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +163,7 @@ def machines(text: str, *, host: str = "localhost") -> Iterator["Machines"]:
             made.stop()
 
 
-def stubs(made: "Machines", sites: Sequence[str], processes: int = 1) -> list[str]:
+def stubs(made: Machines, sites: Sequence[str], processes: int = 1) -> list[str]:
     """Start sites that train nothing; returns the names of their processes."""
     names = []
     for number in range(processes):
@@ -167,7 +173,7 @@ def stubs(made: "Machines", sites: Sequence[str], processes: int = 1) -> list[st
     return names
 
 
-def events(made: "Machines", name: str) -> list[dict]:
+def events(made: Machines, name: str) -> list[dict]:
     """What a stub process has told."""
     return [json.loads(line) for line in made.log(name).splitlines() if line.startswith("{")]
 
@@ -206,10 +212,12 @@ def idle(text: str, sites: Sequence[str], *, processes: int = 1, timeout: float 
                 sent[event["round"]] = sent.get(event["round"], 0) + event["bytes"]
         first, last = min(marks), max(marks)
         cpu = (marks[last] - marks[first]) / max(1, last - first)
-        return Rounds([b - a for a, b in zip(times, times[1:])], watch.seen, watch.disk, cpu, sent)
+        return Rounds([b - a for a, b in pairwise(times)], watch.seen, watch.disk, cpu, sent)
 
 
-def told(rounds: Rounds) -> str:
+def told(found: Rounds) -> str:
     """For a look."""
-    peaks = ", ".join(f"{n} {s.peak / 2**20:.0f} MiB {s.cpu:.1f} s" for n, s in rounds.seen.items())
-    return f"{statistics.median(rounds.seconds):.2f} s {rounds.seconds} cpu {rounds.cpu:.2f} disk {rounds.disk / 2**20:.0f} MiB; {peaks}"
+    seen = ", ".join(f"{n} {s.peak / 2**20:.0f} MiB {s.cpu:.1f} s" for n, s in found.seen.items())
+    each = " ".join(f"{s:.2f}" for s in found.seconds)
+    middle = statistics.median(found.seconds)
+    return f"{middle:.2f} s ({each}); processor {found.cpu:.2f} s a round; disk {found.disk / 2**20:.0f} MiB; {seen}"
