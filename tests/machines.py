@@ -38,10 +38,12 @@ def start_nginx(federation: Path, folder: Path) -> subprocess.Popen[bytes]:
         f"{user} daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;"
         f"events {{}} http {{ access_log off; {places} include {federation}/nginx/morphfed.conf; }}"
     )
+    # nginx takes a variable of this name for sockets that it inherits.
+    environment = {key: value for key, value in os.environ.items() if key != "NGINX"}
     command = [str(NGINX), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
-    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
+    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False, env=environment)
     assert checked.returncode == 0, checked.stderr
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, env=environment)
     settings, _ = provision.read_federation(federation)
     for _ in range(100):
         with socket.socket() as probe:
@@ -110,7 +112,7 @@ class Machines:
 
     def prepare(self, site: str) -> None:
         draft(self.study.parent / "films" / site, site=site).manifest.write(self.folder / f"{site}.csv")
-        self.run("site", "approve", str(self.study), "--folder", site)
+        assert call(["site", "approve", str(self.study), "--folder", str(self.folder / site)]) == 0
 
     def join(self, site: str, *more: str) -> None:
         bundle = f"fed/bundles/{site}.zip"

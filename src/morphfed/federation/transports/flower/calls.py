@@ -28,10 +28,11 @@ class Retry:
 
     Args:
         seconds: after which the last failure is raised.
+        hope: whether it can still succeed.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, hope: Callable[[], bool] = lambda: True) -> None:
+        self.seconds, self._hope = seconds, hope
 
     def invoke(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call, again if need be.
@@ -44,7 +45,7 @@ class Retry:
             try:
                 return call(*args, **kwargs)
             except httpx.HTTPError as cause:
-                if not _may_heal(cause) or time.monotonic() + wait > end:
+                if not _may_heal(cause) or not self._hope() or time.monotonic() + wait > end:
                     raise
             time.sleep(wait)
             wait = min(2 * wait, 10.0)

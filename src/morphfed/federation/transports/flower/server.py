@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,6 +132,9 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         files = self._files
+        end = time.monotonic() + _PATIENCE  # the server of a coordinator that was killed ends by itself
+        while _listening(files.port) and time.monotonic() < end:
+            time.sleep(0.2)
         if _listening(files.port):
             raise LinkError(
                 f"Port {files.port} of this machine is taken.",
@@ -219,13 +222,16 @@ class Run:
     Args:
         files: of the server.
         keys: site → public key, PEM.
+        alive: whether the server's process runs; calls to a dead one are not tried again.
 
     Raises:
         LinkError: on entry: the server cannot be reached or refuses.
     """
 
-    def __init__(self, files: ServerFiles, keys: Mapping[str, bytes]) -> None:
-        self._files, self._keys = files, dict(keys)
+    def __init__(
+        self, files: ServerFiles, keys: Mapping[str, bytes], *, alive: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._files, self._keys, self._retry = files, dict(keys), Retry(_PATIENCE, alive)
         self._where = f"Flower's server at {files.address}"
         self._stop = threading.Event()
         self.grid: WaitingGrid | None = None
@@ -253,7 +259,7 @@ class Run:
         if self.grid is None:
             return
         with suppress(httpx.HTTPError):
-            self.grid._retry_invoker.seconds = 1.0
+            self._retry.seconds = 1.0
             outcome = "failed" if failed[0] is not None else "completed"
             self.grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=outcome, details=""))
         self.grid.close()
@@ -267,7 +273,7 @@ class Run:
             insecure=False,
             root_certificates=self._files.authority.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), *interceptors],
-            retry_invoker=Retry(_PATIENCE),
+            retry_invoker=self._retry,
         )
 
     def _register(self, control: ControlHttpClient) -> dict[str, int]:
@@ -303,7 +309,7 @@ class Run:
 
     def _connect(self, token: str) -> WaitingGrid:
         grid = WaitingGrid(self._files.address, False, self._files.authority.read_bytes(), token=token)
-        grid._retry_invoker = Retry(_PATIENCE)
+        grid._retry_invoker = self._retry
         given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
         TaskIdentity.node_id = given.context.node_id
