@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from morphfed.core.errors import FederationError
+from morphfed.core.files import storage_error
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Tensors, Upload
 from morphfed.federation.transports.base import Metrics
@@ -32,6 +33,8 @@ T = TypeVar("T")
 ECHOED = ("study", "unit", "site", "round", "nonce")
 """What of a question's head its answer repeats."""
 
+_QUICK = 0.08  # seconds before the first look
+
 ANSWER, REFUSAL, NEED = "answer", "refusal", "need"
 """Kinds of answers: what was asked for; why not, in words; the site has not the download that was named."""
 
@@ -43,14 +46,14 @@ class Patience:
     Attributes:
         deadline: seconds for a connected site.
         absent: seconds for a site that is not connected, once the others are enough for the quorum.
-        poll: seconds between two looks.
+        poll: seconds between two looks at most; the first ones follow sooner.
         tell: seconds between two progress lines.
         again: seconds after which a site that is not ready is asked again.
     """
 
     deadline: float = 3600.0
     absent: float = 120.0
-    poll: float = 0.5
+    poll: float = 1.0
     tell: float = 15.0
     again: float = 5.0
 
@@ -348,7 +351,7 @@ class Remote:
         """Every question once, in order, when it is answered or given up."""
         started = self._clock.now()
         deadline, absent = self._patience.deadline, self._patience.absent
-        told, following = started, iter(asked)
+        told, following, pause = started, iter(asked), _QUICK
         waiting = next(following, None)
         while waiting is not None:
             self._collect(asked)
@@ -362,7 +365,7 @@ class Remote:
             if self._clock.now() - told >= self._patience.tell:
                 told = self._clock.now()
                 self._tell(asked, started, deadline, absent, what)
-            self._clock.sleep(self._patience.poll)
+            self._clock.sleep(pause := min(1.25 * pause, self._patience.poll))
 
     def _collect(self, asked: list[_Asked]) -> None:
         mine = {one.ticket: one for one in asked if one.open and one.ticket}
@@ -394,7 +397,10 @@ class Remote:
             self._post(one, whole=True)
             return
         path = self._spool / f"{one.site}-{len(self._done)}.answer"
-        path.write_bytes(content)
+        try:
+            path.write_bytes(content)
+        except OSError as cause:
+            raise storage_error(path, cause) from cause
         one.answer = path
         self._held[one.site].absent = False
 
@@ -408,11 +414,11 @@ class Remote:
             if not one.open or here is None or not here.connected:
                 continue
             if not one.ticket:
-                self._post(one, whole=True)
-            elif here.since is not None and here.since > one.posted:
+                self._post(one, whole=self._held[one.site].download != one.sent)
+            elif here.since is not None and here.since > one.posted and not self._link.coming(one.ticket):
                 self._warn(f"site '{one.site}' was started again at {_at(here.since)}; it is asked again.")
                 self._late[one.ticket] = f"an earlier answer of site '{one.site}'"
-                self._post(one, whole=True)
+                self._post(one, whole=self._held[one.site].download != one.sent)
 
     def _give_up(self, asked: list[_Asked], started: float, deadline: float, absent: float, what: str) -> None:
         now = self._clock.now()
