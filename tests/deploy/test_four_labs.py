@@ -6,10 +6,7 @@ slow line. One is killed while it trains and started again. The report must be t
 
 from __future__ import annotations
 
-import socket
 import subprocess
-import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +17,9 @@ import pytest
 
 pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
 
-from tests.deploy.test_network import Machines
 from tests.deploy.test_network import pytestmark as needs
 from tests.deploy.test_report import same, without_pictures
+from tests.machines import Machines, Relay
 
 from morphfed.core.files import read_json
 from morphfed.deploy import provision
@@ -43,59 +40,17 @@ RATE = 2_000_000
 """Bytes a second of the slow line, each way."""
 
 
-class SlowLine:
-    """A port that passes everything on to another one, at a limited rate."""
-
-    def __init__(self, port: int) -> None:
-        self.to, self.moved = port, 0
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listening.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listening.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self.to))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
-
-    def _pass(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                time.sleep(len(data) / RATE)
-                sink.sendall(data)
-                self.moved += len(data)
-        except OSError:
-            pass
-        finally:
-            for end in (source, sink):
-                end.close()
-
-    def close(self) -> None:
-        self._listening.close()
-
-
 @dataclass
 class Labs(Machines):
     """Every site as a new user sets it up, in its own folder."""
 
     data: Path = Path()
-    slow: dict[str, SlowLine] = field(default_factory=dict)
+    slow: dict[str, Relay] = field(default_factory=dict)
 
     def at(self, site: str, *arguments: str) -> str:
         here = self.folder / "machines" / site
         here.mkdir(parents=True, exist_ok=True)
         return self.run(*arguments, folder=here).stdout
-
-    def init(self) -> None:
-        super().init()
-        path = self.folder / "fed/federation.toml"  # patient: four sites and a server may share two cores
-        path.write_text(
-            path.read_text().replace("gather = 240", "gather = 1800").replace("absent = 45", "absent = 300")
-        )
 
     def setup(self, site: str) -> None:
         here = self.folder / "machines" / site
@@ -110,12 +65,12 @@ class Labs(Machines):
         images = str(self.data / "cells" / path)
         self.at(site, "data", "init", images, "--site", site, "--source", source, "--out", "manifest.csv")
 
-    def join(self, site: str) -> None:
+    def join(self, site: str, *more: str) -> None:
         bundle = f"{site}.zip"
         if site in self.slow:  # its line is another port of this machine
             bundle = self.slower(site)
         here = self.folder / "machines" / site
-        self.start(site, "site", "join", bundle, "--data", "manifest.csv", "--folder", site, folder=here)
+        self.start(site, "site", "join", bundle, "--data", "manifest.csv", "--folder", site, *more, folder=here)
 
     def slower(self, site: str) -> str:
         here = self.folder / "machines" / site
@@ -158,10 +113,11 @@ def study(shared_data: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def labs(study: Path, shared_data: Path, tmp_path: Path) -> Iterator[Labs]:
-    made = Labs(study, tmp_path / "m", data=shared_data)
+    waits = {"gather": 1800.0, "absent": 300.0}  # four sites and a server may share two cores
+    made = Labs(study, tmp_path / "m", data=shared_data, waits=waits)
     made.folder.mkdir()
     yield made
-    made.end()
+    made.stop()
     for line in made.slow.values():
         line.close()
 
@@ -169,7 +125,7 @@ def labs(study: Path, shared_data: Path, tmp_path: Path) -> Iterator[Labs]:
 def test_the_report_of_four_laboratories_is_that_of_one_machine(labs: Labs, study: Path, tmp_path: Path) -> None:
     labs.init()
     (labs.folder / "fed" / WEIGHTS).symlink_to(labs.data / "weights" / WEIGHTS)
-    labs.slow["tecom"] = SlowLine(provision.read_federation(labs.folder / "fed")[0].port)
+    labs.slow["tecom"] = Relay(provision.read_federation(labs.folder / "fed")[0].port, rate=RATE)
     with ThreadPoolExecutor() as together:
         list(together.map(labs.setup, SOURCES))
     for site in SOURCES:
@@ -184,7 +140,7 @@ def test_the_report_of_four_laboratories_is_that_of_one_machine(labs: Labs, stud
     for site in SOURCES:
         assert labs.wait(site, 120) == 0
         assert verify(labs.folder / "machines" / site / site / "ledger.jsonl").sound
-    assert labs.slow["tecom"].moved > 4 * 2 * 2_500_000  # its models went that way: four rounds, both ways
+    assert labs.slow["tecom"].up > 4 * 2_500_000  # its models went that way
     (labs.folder / "fed/run/report.html").unlink()
     assert "report.html" in labs.run("report", "fed").stdout
 

@@ -105,6 +105,7 @@ def build(results: Results) -> list[Section]:
         differences.comparisons,
         left_out.recalls,
         outcome.cross_site,
+        bags.attention,
         communication.communication,
         left_out.fold_list,
         data.data,
@@ -159,6 +160,7 @@ def build(results: Results) -> list[Section]:
         bags.attention,
         options.options,
         data.data,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
@@ -169,6 +171,7 @@ def build(results: Results) -> list[Section]:
         learning.learning,
         communication.communication,
         outcome.cross_site,
+        bags.attention,
         data.data,
         network.network,
         noise.noise,
