@@ -35,7 +35,8 @@ test-all: lint ## the same with the slow tests
 # Flower holds older libraries than ours, so it gets an environment of its own.
 test-network: ## the tests that need Flower and real processes; nginx too, if it is installed (NGINX=PATH)
 	@VENV=.venv-network EXTRAS=dev,flower scripts/setup
-	@$(QUIET) .venv-network/bin/python -m pytest -n 0 -m "not long" tests/deploy tests/federation/test_flower.py
+	@$(QUIET) .venv-network/bin/python -m pytest -n 0 -m "not long" tests/deploy tests/federation/test_flower.py \
+		tests/algorithms/test_beside_flwr.py
 
 test-network-slow: ## twenty runs of which a process is killed at a random moment: an hour (MORPHFED_KILLS=20)
 	@VENV=.venv-network EXTRAS=dev,flower scripts/setup

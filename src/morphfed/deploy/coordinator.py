@@ -262,7 +262,7 @@ def train_over(
         link,
         {"study": agreed.hash, "unit": unit.key, "version": __version__},
         quorum=arm.federation.quorum,
-        limit=network.coding.nbytes,
+        limit=network.upload_bytes,
         spool=run / "spool",
         patience=Patience(settings.deadline, settings.absent),
         report=tell,
@@ -277,6 +277,7 @@ def train_over(
         coding=network.coding,
         share_counts=shares_counts(arm),
         noise=network.noise,
+        secure=network.secure(),
         seed=unit.seed,
         report=report,
         task=unit.key,
@@ -293,5 +294,7 @@ def train_over(
     told: dict[str, Any] = {"over": "network", "ledgers": remote.ledgers, **settled[0]}
     if network.noise:
         told["noise"] = network.noise.describe(outcome.progress.round)
+    if network.sums:
+        told["secure"] = {**network.sums.describe(), "keys": "signed"}
     write_unit(unit, study, arm, outcome, network.backbone.module, network.layout, folder, (told, settled[1]), [])
     return remote

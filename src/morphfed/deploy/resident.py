@@ -16,7 +16,9 @@ from morphfed import __version__
 from morphfed.core.errors import ConsentError, DataError, MorphfedError, PrivacyError, StorageError, TrainingError
 from morphfed.core.files import sha256_file, sha256_text
 from morphfed.core.progress import Event, Reporter, silent
+from morphfed.deploy.bundle import SECRETS
 from morphfed.deploy.consent import approvals, approved
+from morphfed.deploy.identity import SiteIdentity
 from morphfed.experiment.environment import cores
 from morphfed.experiment.features import on_features
 from morphfed.experiment.network import Network, declare, make_site, whole_network
@@ -196,11 +198,23 @@ class Resident:
         ledger = self._ledger.about(study=agreed.hash, unit=unit.key)
         own = {self.site: parts["validation"]}
         train = study_task(study).training_part(parts["train"], arm)
-        site = make_site(self.site, unit, agreed.study, network, trainer, train=train, validation=own, ledger=ledger)
+        kept = self._folder / "state" / agreed.hash / unit.key
+        site = make_site(
+            self.site,
+            unit,
+            agreed.study,
+            network,
+            trainer,
+            train=train,
+            validation=own,
+            ledger=ledger,
+            opened=kept / "opened.json",
+            identity=SiteIdentity(self._folder / SECRETS) if network.sums else None,
+        )
         digest = network.digest()
         return Desk(
             site,
-            RoundStates(self._folder / "state" / agreed.hash / unit.key),
+            RoundStates(kept),
             network=digest,
             ledger=lambda: self._ledger.head,
             finished=lambda: self._keep_model(agreed, unit, network),

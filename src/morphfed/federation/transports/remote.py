@@ -21,7 +21,7 @@ from morphfed.core.errors import FederationError
 from morphfed.core.files import storage_error
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Tensors, Upload
-from morphfed.federation.transports.base import Metrics
+from morphfed.federation.transports.base import Metrics, Note
 from morphfed.federation.transports.link import Link, Presence
 from morphfed.federation.transports.parcel import Parcel, ParcelError, digest, pack, unpack
 
@@ -228,6 +228,32 @@ class Remote:
             except _NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
+    def exchange(
+        self,
+        step: str,
+        round_number: int,
+        rounds: int,
+        asked: Mapping[str, Mapping[str, Any]],
+        downloads: Mapping[str, Tensors],
+    ) -> Iterator[Note | Failure]:
+        """One step of a secure sum, in the order of ``asked``."""
+        if step == "keys":
+            for held in self._held.values():
+                held.absent = False
+        head = {"round": round_number, "rounds": rounds, "step": step}
+        going = {site: downloads.get(site) for site in asked}
+        what = f"round {round_number}, secure sum, {step}"
+        self._report(Event(self._task, (round_number - 1) * len(self._names), rounds * len(self._names), what))
+        for one in self._answers(self._ask("secure", head, going, own=asked), what):
+            if one.failed:
+                yield Failure(one.site, round_number, one.failed)
+                continue
+            try:
+                answer = self._read(one)
+                yield Note(one.site, _claims(answer), answer.tensors)
+            except _NotUsableError as cause:
+                yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
+
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
         """Validation metrics of the sites that answer; the others are named in a warning."""
 
@@ -299,8 +325,14 @@ class Remote:
         self._state_of = round_number
 
     # ── questions and answers ───────────────────────────────────────────────────────────────────────────────
-    def _ask(self, kind: str, head: Mapping[str, Any], downloads: Mapping[str, Tensors | None]) -> list[_Asked]:
-        """Post one question a site."""
+    def _ask(
+        self,
+        kind: str,
+        head: Mapping[str, Any],
+        downloads: Mapping[str, Tensors | None],
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> list[_Asked]:
+        """Post one question a site; ``own`` is added to the head of a site's."""
         common = {**self._about, **head, "best": self._best}
         if self._counts is not None:
             common["class_counts"] = self._counts
@@ -314,7 +346,7 @@ class Remote:
                 if same not in packed:
                     packed[same] = digest(pack(Parcel("download", {}, download))), download
                 sent, tensors = packed[same]
-            parcel = Parcel(kind, {**common, "site": site, "download": sent}, tensors)
+            parcel = Parcel(kind, {**common, **(own or {}).get(site, {}), "site": site, "download": sent}, tensors)
             asked.append(self._post(_Asked(site, parcel, "", sent), whole=self._held[site].download != sent))
         return asked
 
@@ -502,6 +534,14 @@ def _upload(answer: Parcel) -> Upload:
     assert isinstance(metrics, dict)
     numbers = {str(k): float(v) for k, v in metrics.items()}
     return Upload(str(answer.head["site"]), int(answer.head["round"]), answer.tensors, float(weight), numbers)
+
+
+def _claims(answer: Parcel) -> dict[str, int]:
+    """Whole numbers in the clear of a secure sum."""
+    numbers = answer.head.get("numbers")
+    if not isinstance(numbers, dict) or not all(isinstance(v, int) for v in numbers.values()):
+        raise _NotUsableError("its 'numbers' are no whole numbers")
+    return {str(k): int(v) for k, v in numbers.items()}
 
 
 def _row(key: str) -> Callable[[str, Parcel], NDArray[np.float64]]:
