@@ -1,7 +1,7 @@
 """A federation across a network: what a round costs through nginx, TLS and keys, over slow links, with many sites.
 
     python benchmarks/network.py [--quick] [--repeats 5]
-    MORPHFED_NETWORK=noop,slow python benchmarks/network.py      # some of: start noop large dead slow memory memory-small
+    MORPHFED_NETWORK=noop,slow python benchmarks/network.py  # some of: start noop large dead slow memory memory-small
 
 Runs where Flower is installed (`make test-network` makes such an environment). Sites are stubs that speak the whole
 protocol and train nothing, each with uploads of its own; so what is measured is everything but the training. Slow links
