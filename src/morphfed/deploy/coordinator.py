@@ -6,8 +6,10 @@ Started again it goes on at the last checkpoint, also after its own death or tha
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 STATUS = "status.json"
 RUN = "run"
+_ROOM = 4 << 20  # bytes that must be free beside two models
 _ATTEMPTS = 5  # times that a server may fail without a round in between
 
 
@@ -108,7 +111,7 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
     Raises:
         FederationError: a round lost its quorum, or too few sites were ready; what was done stays.
         LinkError: Flower's server does not start, or fails again and again.
-        StorageError: another process works in the folder, or the disk is full.
+        StorageError: another process works in the folder, or the disk is full, or nearly.
     """
     from morphfed.federation.transports.flower.server import Server
 
@@ -137,7 +140,8 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
         ended = "stopped"
         raise
     finally:
-        status.write(ended=ended)
+        with suppress(StorageError):  # it must not hide why the run ended
+            status.write(ended=ended)
         lock.release()
     return [unit.folder(run) for unit in agreed.units]
 
@@ -170,12 +174,13 @@ def _train_all(
         try:
             if not server.alive:
                 server.start()
-            with Run(files, keys) as opened:
+            with Run(files, keys, alive=lambda: server.alive) as opened:
                 for unit in todo:
                     _train(unit, agreed, settings, opened, run, status, report, last=unit is todo[-1])
                     status.units[0] += 1
                     status.write()
         except LinkError as cause:
+            check_room(run, _ROOM)  # a server whose disk is full answers with errors of its own
             at = _progress(todo[0], run)
             failures = 1 if at != seen else failures + 1
             seen = at
@@ -184,6 +189,20 @@ def _train_all(
             report(Event("coordinator", text=f"{cause.message} Going on from the last checkpoint.", level="warning"))
             server.stop()
             time.sleep(2.0)
+
+
+def check_room(folder: Path, wanted: int) -> None:
+    """Notice a disk that fills up, before Flower's server meets it: it keeps no message then, and does not say why.
+
+    Raises:
+        StorageError: fewer bytes than ``wanted`` are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise StorageError(
+            f"The disk is nearly full: {free:,} bytes are free in {folder}, a round needs {wanted:,}.",
+            fix="free some space and run the same command again; finished rounds are kept.",
+        )
 
 
 def _progress(unit: Unit, run: Path) -> int:
@@ -232,15 +251,21 @@ def train_over(
     """
     arm, study, folder = agreed.arms[unit.arm], agreed.study, unit.folder(run)
     network = network_of(unit, agreed, torch.device("cpu"))
+    room = _ROOM + 2 * sum(t.nbytes for t in network.backbone.module.state_dict().values())
+
+    def tell(event: Event) -> None:
+        check_room(run, room)  # every quarter of a minute at least
+        report(event)
+
     remote = Remote(
         agreed.sites,
         link,
         {"study": agreed.hash, "unit": unit.key, "version": __version__},
         quorum=arm.federation.quorum,
-        limit=network.coding.nbytes,
+        limit=network.upload_bytes,
         spool=run / "spool",
         patience=Patience(settings.deadline, settings.absent),
-        report=report,
+        report=tell,
         task=unit.key,
     )
     remote.gather(network.digest(), settings.gather)
@@ -252,6 +277,7 @@ def train_over(
         coding=network.coding,
         share_counts=shares_counts(arm),
         noise=network.noise,
+        secure=network.secure(),
         seed=unit.seed,
         report=report,
         task=unit.key,
@@ -268,5 +294,7 @@ def train_over(
     told: dict[str, Any] = {"over": "network", "ledgers": remote.ledgers, **settled[0]}
     if network.noise:
         told["noise"] = network.noise.describe(outcome.progress.round)
+    if network.sums:
+        told["secure"] = {**network.sums.describe(), "keys": "signed"}
     write_unit(unit, study, arm, outcome, network.backbone.module, network.layout, folder, (told, settled[1]), [])
     return remote
