@@ -80,6 +80,9 @@ class MemoryLink:
         while self.extra:
             yield self.extra.pop()
 
+    def coming(self, ticket: str) -> bool:
+        return False
+
     def presence(self) -> dict[str, Presence]:
         return {
             name: Presence(name not in self.away, self.seen.get(name, self.clock.time), self.since.get(name))

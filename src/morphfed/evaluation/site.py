@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +62,7 @@ def evaluate_site(
         "calibration": calibration_bins(predictions),
         "risk_coverage": risk_coverage_points(predictions),
         "errors": _mistakes(predictions, errors),
-        "notes": _notes(predictions, matrix, clusters),
+        "notes": notes_of_classes(predictions.classes, matrix, clusters, predictions.cluster_unit),
     }
 
 
@@ -75,11 +76,11 @@ def _metrics(
 
     def statistic(q: Predictions, weights: m.Floats) -> dict[str, m.Floats]:
         matrix = m.confusion(q.labels, q.predicted, len(q.classes), weights)
-        return m.measure(q.labels, q.probabilities, weights) | {"recall": m.recall(matrix)}
+        return m.measure(q.labels, q.probabilities, weights, ranking=q.ranking) | {"recall": m.recall(matrix)}
 
     drawn = replicate(p, statistic, resamples=resamples, seed=seed)
     result: dict[str, dict[str, float | None]] = {}
-    for name, value in m.measure(p.labels, p.probabilities).items():
+    for name, value in m.measure(p.labels, p.probabilities, ranking=p.ranking).items():
         number = _number(value)
         low, high = None, None
         if number is not None and drawn:
@@ -102,7 +103,10 @@ def adaptation(
     """
     clusters = cluster_codes(plain.clusters)[1]
     metrics = _metrics(adapted, clusters, resamples, seed)[0]
-    values = [float(m.measure(p.labels, p.probabilities, metrics=(metric,))[metric]) for p in (plain, adapted)]
+    values = [
+        float(m.measure(p.labels, p.probabilities, metrics=(metric,), ranking=p.ranking)[metric])
+        for p in (plain, adapted)
+    ]
     before, after = (replicate_metrics(p, (metric,), resamples=resamples, seed=seed) for p in (plain, adapted))
     low, high = interval(after[metric] - before[metric], clusters) if before else (None, None)
     difference = {"metric": metric, "value": _number(values[1] - values[0]), "low": low, "high": high}
@@ -125,7 +129,7 @@ def _number(value: Any) -> float | None:
 
 def _per_class(p: Predictions, matrix: m.Floats, recalls: m.Floats) -> dict[str, dict[str, Any]]:
     recall, precision, f1 = m.recall(matrix), m.precision(matrix), m.f1(matrix)
-    auroc = m.class_auroc(p.labels, p.probabilities)
+    auroc = m.class_auroc(p.labels, p.ranking)
     result: dict[str, dict[str, Any]] = {}
     for c, name in enumerate(p.classes):
         n = int(matrix[c].sum())
@@ -179,19 +183,20 @@ def _mistakes(p: Predictions, most: int) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(p: Predictions, matrix: m.Floats, clusters: int) -> list[str]:
+def notes_of_classes(classes: Sequence[str], matrix: m.Floats, clusters: int, unit: str) -> list[str]:
     """What a reader must know before trusting this block's intervals."""
-    if not len(p):
+    counts = matrix.sum(axis=1).astype(int)
+    n = int(counts.sum())
+    if not n:
         return ["No test images: nothing can be computed."]
     notes = []
-    counts = matrix.sum(axis=1).astype(int)
-    few = [f"{name} ({n})" for name, n in zip(p.classes, counts, strict=True) if 0 < n < FEW_IMAGES]
+    few = [f"{name} ({k})" for name, k in zip(classes, counts, strict=True) if 0 < k < FEW_IMAGES]
     if few:
         notes.append(
             f"Fewer than {FEW_IMAGES} test images of {', '.join(few)}: intervals of class means are too narrow."
         )
     if clusters < 2:
-        notes.append(f"All images come from one {p.cluster_unit}: no interval can be given.")
-    if not (p.predicted != p.labels).any():
-        notes.append(f"No mistake among {len(p)} images: resampling cannot vary that; see the recalls.")
+        notes.append(f"All images come from one {unit}: no interval can be given.")
+    if n == int(np.trace(matrix)):
+        notes.append(f"No mistake among {n} images: resampling cannot vary that; see the recalls.")
     return notes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,10 +12,11 @@ import numpy as np
 from morphfed.core.errors import ConfigError
 from morphfed.core.progress import Reporter, silent
 from morphfed.core.seeding import numpy_stream
-from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
+from morphfed.evaluation import released
+from morphfed.evaluation.metrics import METRICS, balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.options import OPTIONS
-from morphfed.evaluation.predictions import Predictions, read_predictions, write_predictions
-from morphfed.evaluation.scores import Scores, UnitPredictions
+from morphfed.evaluation.predictions import ClusterUnit, Predictions, read_predictions, write_predictions
+from morphfed.evaluation.scores import MASKED, Scores, UnitPredictions
 from morphfed.evaluation.site import Role, adaptation, calibration_error, evaluate_site
 from morphfed.evaluation.unknown import Strangers, judge_strangers, read_strangers, write_strangers
 from morphfed.experiment.assemble import column, label_and_split
@@ -38,6 +38,7 @@ from morphfed.tasks.base import Task
 from morphfed.tasks.classification import CLASSIFICATION
 from morphfed.tasks.segmentation import MaskLossConfig
 from morphfed.training.dataset import ImageSet
+from morphfed.training.trainer import Views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,26 +196,24 @@ class ClassificationStudy(StudyTask):
         study, prepared, network = trained.study, trained.prepared, trained.workspace.model
         views, trainer = study.evaluation.views, trained.trainer
         found, one_view, strangers, adapted = {}, {}, {}, {}
+
+        def predicted(name: str, data: ImageSet, views: Views) -> Predictions:
+            probabilities, logs = trainer.predict_logs(network, data, views=views)
+            about = (data.ids.astype(str), data.labels, probabilities, data.clusters.astype(str))
+            return Predictions(study.classes, *about, prepared.cluster_units[name], logs)
+
         for name, data in tested:
-            found[name] = Predictions(
-                classes=study.classes,
-                ids=data.ids.astype(str),
-                labels=data.labels,
-                probabilities=trainer.predict(network, data, views=views),
-                clusters=data.clusters.astype(str),
-                cluster_unit=prepared.cluster_units[name],
-            )
+            found[name] = predicted(name, data, views)
             if views != 1:
-                one_view[name] = replace(found[name], probabilities=trainer.predict(network, data))
+                one_view[name] = predicted(name, data, 1)
             if name in prepared.unknown:
                 images, kinds = prepared.unknown[name]
-                probabilities = trainer.predict(network, images, views=views)
-                strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
+                said = trainer.predict_logs(network, images, views=views)
+                strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), *said)
             if name in study.held_out and _adapts(study, trained.arm, trained.workspace):
                 with _restored(trained.workspace):
                     trainer.restimate_norms(network, data)
-                    again = trainer.predict(network, data, views=views)
-                adapted[name] = replace(found[name], probabilities=again)
+                    adapted[name] = predicted(name, data, views)
         write_predictions(trained.folder / PREDICTIONS, found)
         for file, more in ((ONE_VIEW, one_view), (ADAPTED, adapted)):
             if more:
@@ -234,6 +233,29 @@ class ClassificationStudy(StudyTask):
         _judge_options(entry, raw, found, adapted, unit.folder(run), study)
         one_view = read_judged(unit, run, ONE_VIEW, prepared)
         return Judgement(found, _versions(raw, found, temperature, adapted, one_view))
+
+    def every_metric(self, study: Study) -> tuple[str, ...]:
+        """Of all classes, and masked to those present."""
+        return (*METRICS, *MASKED)
+
+    def places(self, study: Study) -> Mapping[tuple[str, ...], int]:
+        """See :func:`morphfed.evaluation.released.places_of_classes`."""
+        kinds: tuple[str, ...] = ()
+        if study.evaluation.unknown:
+            from morphfed.data.ontology import load_ontology
+
+            ontology = load_ontology()
+            kinds = tuple(node for node in ontology.nodes if ontology.is_outside(node, study.classes))
+        return released.places_of_classes(study.classes, kinds)
+
+    def tell(self, block: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base class."""
+        return released.tell_classes(block)
+
+    def retell(self, told: Mapping[str, Any], study: Study, *, role: Role, cluster_unit: ClusterUnit) -> dict[str, Any]:
+        """See the base class."""
+        how = {"how": study.evaluation.adapt, "metric": self.primary}
+        return released.retell_classes(told, study.classes, role=role, cluster_unit=cluster_unit, **how)
 
     def scores(
         self, units: Sequence[UnitPredictions], *, metrics: Sequence[str] | None = None, resamples: int, seed: int = 0
