@@ -42,7 +42,7 @@ def test_off_unless_a_study_says_so_by_word_or_table(tiny: Path) -> None:
         ),
         ([ON, arms_of("krum={}")], "looks at each site's upload by itself"),
         ([ON, arms_of("ida={}")], "looks at each site's upload by itself"),
-        ([ON, arms_of("qfedavg={}")], "'qfedavg' cannot work with sums"),
+        ([ON, arms_of("qfedavg={lipschitz=1.0}")], "'qfedavg' cannot work with sums"),
         ([ON, arms_of("hypernetwork={}")], "'hypernetwork' cannot work with sums"),
         ([ON, arms_of("pfa={}")], "'pfa' cannot work with sums"),
         ([ON, arms_of("prr={}")], "loss = 'cpa' compares the mean features of each site"),
