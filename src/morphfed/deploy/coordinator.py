@@ -293,7 +293,7 @@ def train_over(
     remote.gather(network.digest(), settings.gather)
     judging = Judging(link, agreed, settings, run, report, remote) if agreed.releases else None
     if judging is not None:
-        judging.ask_facts(unit, agreed.everyone, wait=False)
+        judging.ask_facts(dict.fromkeys(agreed.everyone, unit))
     loop = RoundLoop(
         arm.federation,
         coordinator=network.coordinator(),
