@@ -75,8 +75,8 @@ def _refused(where: str, cause: httpx.HTTPStatusError) -> LinkError:
     fixes = {
         400: "the proxy did not accept this site's certificate: it may have expired or been revoked. Ask the "
         "coordinator for a new bundle",
-        401: "the key is not this site's, or this machine's clock is more than five minutes off: compare it with the "
-        "coordinator's",
+        401: "the key is not this site's, or this machine's clock is more than 5 seconds ahead of the coordinator's or "
+        "five minutes behind: set it, by NTP",
         403: "the run is over, or the site has no part in it; nothing has to be done while the coordinator restarts",
         404: "the address is not that of a federation's proxy, or the versions of flwr differ",
         412: "the coordinator does not know this site's key, or believes it still connected: after a crash that lasts "
