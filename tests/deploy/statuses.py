@@ -46,7 +46,6 @@ def running(**told: Any) -> Status:
                 "missed": 2,
                 "scores": (*gap.scores[:3], None, None, *gap.scores[5:]),
                 "losses": (*gap.losses[:3], None, None, *gap.losses[5:]),
-                "why": "Site 'quito': not connected, last seen 13:31.",
             }
         ),
     )

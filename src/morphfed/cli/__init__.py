@@ -20,7 +20,11 @@ app = cyclopts.App(
     help_epilogue="Start with `morphfed demo`. Add --debug to any command for a traceback. "
     "[Documentation: the docs/ folder of the project.]",
 )
-app.command("morphfed.cli.doctor:run", name="doctor", help="Check this machine: Python, torch, disk, extras.")
+app.command(
+    "morphfed.cli.doctor:run",
+    name="doctor",
+    help="Check this machine: Python, torch, disk, extras; or its link to a federation.",
+)
 app.command("morphfed.cli.demo:run", name="demo", help="Train a small federation on synthetic films (minutes).")
 app.command("morphfed.cli.data:app", name="data", help="Draft manifests and check images before training.")
 app.command("morphfed.cli.slides:app", name="slides", help="Whole slides to tiles, tiles to bags of features.")

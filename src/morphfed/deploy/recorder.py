@@ -140,7 +140,7 @@ class Recorder:
                 "seen": _time(standing.seen),
                 "until": _time(standing.until),
                 "answered": standing.answered is not None,
-                "why": standing.why,
+                "why": "" if state in ("away", "revoked") else standing.why,
                 "bytes_down": down + standing.sent,
                 "bytes_up": up + standing.received,
                 "ledger": standing.ledger or site.ledger,

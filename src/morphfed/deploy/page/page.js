@@ -109,9 +109,9 @@ function stateOf(site, now, live) {
   return [colour, sign, word + since];
 }
 
-function card(site, unit, limits, now, live) {
+function card(site, unit, limits, now, live, finished) {
   const [colour, sign, text] = stateOf(site, now, live);
-  const pill = make("span", { class: `pill ${colour}` }, make("span", { "aria-hidden": "true" }, `${sign} `), text);
+  const pill = finished ? null : make("span", { class: `pill ${colour}` }, make("span", { "aria-hidden": "true" }, `${sign} `), text);
   const head = make("div", { class: "head" }, make("h3", {}, site.name), pill);
   const list = make("dl");
   const metric = unit ? unit.metric : null;
@@ -121,7 +121,7 @@ function card(site, unit, limits, now, live) {
   pairs(list, rows);
   let wait = null;
   if (live && site.until) wait = make("p", { class: "wait" }, `Waited for until ${clock(site.until, now)}; then it goes on without this site.`);
-  else if (live && site.answered) wait = make("p", { class: "wait quiet" }, "Its answer is in.");
+  else if (live && site.answered && site.state === "connected") wait = make("p", { class: "wait quiet" }, "Its answer is in.");
   const why = site.why ? make("p", { class: "why" }, site.why) : null;
   const charts = unit ? [chart(words(unit.metric), site.scores, limits.scores, unit.rounds), chart("training loss", site.losses, limits.losses, unit.rounds)] : [];
   const edge = live && ["warn", "bad"].includes(colour) ? ` ${colour}` : "";
@@ -135,7 +135,7 @@ function showProgress(status, condition) {
   const all = condition === "done" ? 1 : (done + (unit && status.units[unit.number - 1]?.done ? 0 : parts)) / Math.max(1, status.units.length);
   const label = unit && condition !== "done"
     ? `Unit ${unit.number} of ${status.units.length}: arm ${unit.arm}, seed ${unit.seed}; ${unit.round} of ${unit.rounds} rounds done`
-    : `${done} of ${status.units.length} units done`;
+    : `${done} of ${status.units.length} units done${unit ? `; figures are of the last one: arm ${unit.arm}, seed ${unit.seed}` : ""}`;
   const bar = make("progress", { max: "1", value: String(all), "aria-label": `whole study: ${Math.round(100 * all)} %` });
   at("progress").replaceChildren(make("p", {}, label), bar, make("p", { class: "quiet" }, `${Math.round(100 * all)} % of the study`));
   const rows = [];
@@ -143,24 +143,27 @@ function showProgress(status, condition) {
     rows.push([`best ${words(unit.metric)}`, unit.best_round ? `${number(unit.best_score)} (round ${unit.best_round})` : "–"]);
     if (condition === "running") rows.push(["this unit is done in about", span(unit.seconds_left)]);
     rows.push(["models to sites", size(unit.bytes_down)], ["uploads from sites", size(unit.bytes_up)]);
-    if (unit.delta !== null) rows.push(["privacy spent", `ε ${number(unit.epsilon)} at δ ${unit.delta}`]);
+    if (unit.delta !== null) rows.push(["privacy spent", `ε ${number(unit.epsilon)}, δ ${unit.delta.toExponential()}`]);
   }
   pairs(at("figures"), rows);
 }
 
-function showSites(status, now, live) {
+function showSites(status, now, live, finished) {
   at("sites-section").hidden = status.sites.length === 0;
   const back = status.sites.filter((site) => site.answered).length;
   const waits = status.sites.some((site) => site.until);
   at("step").textContent = live && status.doing ? `Now: ${status.doing}${waits ? ` – ${back} of ${status.sites.length} answers are in` : ""}` : "";
   const limits = { scores: range(status.sites.map((s) => s.scores)), losses: range(status.sites.map((s) => s.losses)) };
-  at("sites").replaceChildren(...status.sites.map((site) => card(site, status.unit, limits, now, live)));
+  at("sites").replaceChildren(...status.sites.map((site) => card(site, status.unit, limits, now, live, finished)));
+  const odd = live ? status.sites.filter((site) => ["late", "away", "refused", "revoked"].includes(site.state)) : [];
+  at("attention").hidden = odd.length === 0;
+  at("attention").textContent = odd.length === 0 ? "" : `To look at: ${odd.map((site) => `${site.name} ${stateOf(site, now, true)[2]}`).join("; ")}.`;
 }
 
 function showUnits(status) {
   at("units-section").hidden = status.units.length < 2;
   const metric = status.unit ? words(status.unit.metric) : "score";
-  const head = make("tr", {}, ...["unit", "state", `best ${metric}`, "in round"].map((t) => make("th", { scope: "col" }, t)));
+  const head = make("tr", {}, ...["unit", "state", metric, "of round"].map((t) => make("th", { scope: "col" }, t)));
   const rows = status.units.map((line) => make("tr", {}, make("td", {}, line.key),
     make("td", {}, line.done ? "done" : status.unit && line.key === status.unit.key ? "at hand" : "waits"),
     make("td", { class: "number" }, number(line.best_score)), make("td", { class: "number" }, String(line.best_round ?? "–"))));
@@ -181,7 +184,7 @@ function speak(told, status) {
 
 function alarm(text, colour = "bad") {
   const place = at("alarm");
-  if (place.textContent !== text) place.textContent = text;
+  if (place.innerText !== text) place.innerText = text;  // keeps line breaks
   place.className = `alarm ${colour}`;
   place.hidden = text === "";
 }
@@ -204,12 +207,12 @@ function show(told) {
   at("name").textContent = `Federation ${status.federation}`;
   at("about").replaceChildren(`Study ${status.study}, hash `, make("code", { title: status.study_hash }, status.study_hash.slice(0, 12)),
     `; coordinator started ${clock(status.started, told.now)}, last word ${clock(status.written, told.now)}`);
-  if (status.failure) alarm(`${status.failure.message} To do: ${status.failure.fix} (error ${status.failure.code}, exit code ${told.exit_code})`);
+  if (status.failure) alarm(`${status.failure.message}\nTo do: ${status.failure.fix}\n(error ${status.failure.code}, exit code ${told.exit_code})`);
   else if (told.condition === "killed") alarm("The coordinator is not running and did not say why: killed, or its machine was restarted. Starting it again goes on from the last finished round.");
   else if (told.condition === "stopped") alarm("Stopped on purpose. Finished rounds are saved; starting the coordinator again goes on from them.", "warn");
   else alarm("");
   showProgress(status, told.condition);
-  showSites(status, told.now, live);
+  showSites(status, told.now, live, told.condition === "done");
   showUnits(status);
   showLog(status, told.now);
 }
