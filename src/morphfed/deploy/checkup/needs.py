@@ -41,9 +41,9 @@ class Needs:
 def needs_of(agreed: Agreed) -> Needs:
     """Build each arm's network once and add up.
 
-    A site keeps a model a unit and private state of the last rounds and the best one: at most weights and two moments of
-    the optimiser, often nothing. The coordinator keeps two models and two checkpoints a unit, and the messages
-    of a round.
+    A site keeps a model a unit, and private state of the last rounds and the best one: at most weights and two moments
+    of the optimiser, often nothing. The coordinator keeps two models and two checkpoints a unit, and the messages of a
+    round.
 
     Raises:
         ModelError: a network cannot be built here.
