@@ -11,10 +11,10 @@ SOURCES := src tests benchmarks
 QUIET   := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 MPLBACKEND=Agg
 PYTEST  := $(QUIET) $(BIN)/python -m pytest -n 2
 
-.PHONY: help setup demo test test-all test-network lint format docs-check bench clean distclean
+.PHONY: help setup demo test test-all test-network test-network-slow fuzz lint format docs-check bench clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' Makefile
 
 # The setup script picks Python, makes .venv, installs; it runs again when what it depends on changes.
 $(READY): pyproject.toml constraints.txt scripts/setup
@@ -30,12 +30,20 @@ test: lint ## lint, type check, and every test but the slow ones
 	@$(PYTEST) -m "not slow"
 
 test-all: lint ## the same with the slow tests
-	@$(PYTEST)
+	@$(PYTEST) -m "not long"
 
 # Flower holds older libraries than ours, so it gets an environment of its own.
 test-network: ## the tests that need Flower and real processes; nginx too, if it is installed (NGINX=PATH)
 	@VENV=.venv-network EXTRAS=dev,flower scripts/setup
-	@$(QUIET) .venv-network/bin/python -m pytest -n 0 tests/deploy tests/federation/test_flower.py
+	@$(QUIET) .venv-network/bin/python -m pytest -n 0 -m "not long" tests/deploy tests/federation/test_flower.py \
+		tests/algorithms/test_beside_flwr.py
+
+test-network-slow: ## twenty runs of which a process is killed at a random moment: an hour (MORPHFED_KILLS=20)
+	@VENV=.venv-network EXTRAS=dev,flower scripts/setup
+	@$(QUIET) .venv-network/bin/python -m pytest -n 0 -s -m long tests/deploy
+
+fuzz: $(READY) ## read made-up and altered parcels for ten minutes
+	@$(BIN)/python scripts/fuzz-parcel
 
 lint: $(READY) ## ruff, formatting and mypy --strict
 	@$(BIN)/ruff check $(SOURCES)

@@ -14,12 +14,16 @@ from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.coding.base import UploadConfig
 from morphfed.federation.coding.wire import Coding, Download
 from morphfed.federation.loop import FederationConfig, RoundLoop
+from morphfed.federation.secure.member import Member, OpenedRounds
+from morphfed.federation.secure.plan import Plan
+from morphfed.federation.secure.total import SecureSums
 from morphfed.federation.site import BEFORE_METRICS, UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.statistics import class_counts, temperature_losses
 from morphfed.federation.transports.inprocess import InProcess
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import Declaration, EgressGate
 from morphfed.privacy.noise import Noise, NoiseConfig
+from morphfed.privacy.secure.config import SecureConfig
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet, MaskSet
 from morphfed.training.trainer import Trainer
@@ -104,6 +108,8 @@ class Federation:
         upload: dict[str, object] | None = None,
         download: Download = "fp32",
         noise: dict[str, object] | None = None,
+        secure: dict[str, object] | None = None,
+        opened: Path | None = None,
     ) -> None:
         sizes = sizes or {"kampala": 12, "lagos": 8, "quito": 6}
         self.model = model or make_model(batch_norm=norm != "none")
@@ -136,7 +142,23 @@ class Federation:
             if noising.kind != "none"
             else None
         )
-        declaration = Declaration(self.coding.specs, numbers, "test", VALIDATION_METRICS, statistics)
+        securing = SecureConfig.model_validate({"on": True, **secure} if secure is not None else {})
+        weighting = named.sums(config).weighting
+        self.plan = None
+        if securing.on and weighting is not None:
+            trained = weights | named.changes(uploads)
+            relative = frozenset(uploads) & frozenset(going)
+            self.plan = Plan("unit", tuple(sizes), securing, weighting, uploads, relative, trained, "test")
+        masked = self.plan.declared if self.plan else None
+        declaration = Declaration(self.coding.specs, numbers, "test", VALIDATION_METRICS, statistics, masked)
+        self.gates = {
+            name: EgressGate(name, declaration, folder / f"{name}.jsonl" if folder else None) for name in sizes
+        }
+        self.members = {
+            name: Member(name, self.plan, gate, opened=OpenedRounds(opened and opened / f"{name}.json"))
+            for name, gate in self.gates.items()
+            if self.plan
+        }
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
         self.sites = [
@@ -147,12 +169,13 @@ class Federation:
                 trainer=trainer,
                 workspace=self.workspace,
                 half=named.site(config),
-                gate=EgressGate(name, declaration, folder / f"{name}.jsonl" if folder else None),
+                gate=self.gates[name],
                 measure=accuracy,
                 keep_optimizer=keep_optimizer,
                 coding=self.coding,
                 judges_own=retrogress,
                 noise=self.noise,
+                member=self.members.get(name),
             )
             for i, (name, n) in enumerate(sizes.items())
         ]
@@ -160,12 +183,13 @@ class Federation:
         self.transport = InProcess(self.sites)
         self.store = CheckpointStore(folder, "study") if folder else None
         self.loop = RoundLoop(
-            FederationConfig(rounds=rounds, quorum=quorum, noise=noising),
+            FederationConfig(rounds=rounds, quorum=quorum, noise=noising, secure=securing.model_dump()),
             coordinator=self.coordinator,
             transport=self.transport,
             store=self.store,
             coding=self.coding,
             share_counts=shared,
             noise=self.noise,
+            secure=SecureSums(self.plan) if self.plan else None,
             seed=seed,
         )

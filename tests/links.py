@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from morphfed.core.errors import SecureSumError
 from morphfed.federation.transports.desk import Desk, QuestionError
 from morphfed.federation.transports.link import Presence
 from morphfed.federation.transports.parcel import Parcel, pack, unpack
@@ -20,7 +21,7 @@ def answers_of(desk: Desk) -> Answers:
         question = unpack(content, limit=LIMIT)
         try:
             return pack(desk.answer(question))
-        except QuestionError as cause:
+        except (QuestionError, SecureSumError) as cause:
             told = {key: question.head.get(key) for key in ECHOED}
             return pack(Parcel(REFUSAL, {**told, "why": str(cause)}))
 
@@ -78,6 +79,9 @@ class MemoryLink:
                 yield ticket, arrived
         while self.extra:
             yield self.extra.pop()
+
+    def coming(self, ticket: str) -> bool:
+        return False
 
     def presence(self) -> dict[str, Presence]:
         return {

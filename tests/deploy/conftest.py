@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.experiment.conftest import _one_thread, drawn, tiny
+from tests.experiment.conftest import _one_thread, drawn, tiny, tiny_text
 
-__all__ = ["_one_thread", "drawn", "tiny"]
+__all__ = ["_one_thread", "drawn", "tiny", "tiny_text"]

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,11 +19,10 @@ if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower 
     pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
 pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
 
-from tests.deploy.test_provision import NGINX, ask, start_nginx
-from tests.ports import free_port
+from tests.deploy.test_provision import ask
+from tests.machines import NGINX, Machines
 
 from morphfed.core.files import read_json, sha256_file
-from morphfed.data.drafting import draft
 from morphfed.deploy import keys, provision
 from morphfed.experiment.runner import Options, run_study
 from morphfed.privacy.ledger import verify
@@ -35,64 +33,6 @@ pytestmark = [
 ]
 
 UNIT = Path("units/fedavg/all/seed-0")
-PROGRAM = "from morphfed.cli import main; main()"
-
-
-@dataclass
-class Machines:
-    """The commands of docs/how-to/deploy.md, each process with a folder of its own."""
-
-    study: Path
-    folder: Path
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", PROGRAM, *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=check, timeout=300)
-
-    def start(self, name: str, *arguments: str) -> None:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            command = [sys.executable, "-c", PROGRAM, *arguments]
-            self.running[name] = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def init(self) -> None:
-        host = ("--host", "localhost", "--port", str(free_port()), "--inner-port", str(free_port()))
-        self.run("federation", "init", "fed", "--study", str(self.study), *host)
-        path = self.folder / "fed/federation.toml"
-        path.write_text(
-            path.read_text().replace("gather = 3600", "gather = 240").replace("absent = 120", "absent = 45")
-        )
-        (self.folder / "nginx").mkdir()
-        self.running["nginx"] = start_nginx(self.folder / "fed", self.folder / "nginx")
-
-    def prepare(self, site: str) -> None:
-        draft(self.study.parent / "films" / site, site=site).manifest.write(self.folder / f"{site}.csv")
-        self.run("site", "approve", str(self.study), "--folder", site)
-
-    def join(self, site: str) -> None:
-        self.start(site, "site", "join", f"fed/bundles/{site}.zip", "--data", f"{site}.csv", "--folder", site)
-
-    def coordinate(self) -> None:
-        self.start("coordinator", "coordinator", "start", "fed")
-
-    def wait(self, name: str, seconds: float) -> int:
-        try:
-            return self.running[name].wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{name} still runs:\n{self.log(name)}\n{self.log('coordinator')}") from None
-
-    def until(self, name: str, text: str, seconds: float = 240) -> None:
-        end = time.monotonic() + seconds
-        while text not in self.log(name):
-            assert time.monotonic() < end, f"no '{text}' in {name}:\n{self.log(name)}\n{self.log('coordinator')}"
-            time.sleep(0.2)
-
-    def kill(self, name: str) -> None:
-        self.running[name].send_signal(signal.SIGKILL)
-        self.running[name].wait(10)
 
 
 @pytest.fixture
@@ -100,14 +40,7 @@ def machines(tiny: Path, tmp_path: Path) -> Iterator[Machines]:
     made = Machines(tiny, tmp_path / "m")
     made.folder.mkdir()
     yield made
-    for process in made.running.values():
-        if process.poll() is None:
-            process.terminate()
-    for process in made.running.values():
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    made.stop()
 
 
 def test_two_sites_train_through_proxy_tls_and_keys_to_the_bytes_of_one_machine(
@@ -146,10 +79,7 @@ def test_killed_processes_are_started_again_and_the_model_is_the_same(
     machines.kill("coordinator")
     machines.coordinate()
     machines.until("birch", "train 5")
-    children = subprocess.run(
-        ["pgrep", "-P", str(machines.running["coordinator"].pid)], capture_output=True, text=True, check=True
-    )
-    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    os.kill(machines.server(), signal.SIGKILL)
     assert machines.wait("coordinator", 420) == 0
     here = run_study(tiny, Options(tmp_path / "runs")).run / UNIT
     there = machines.folder / "fed/run" / UNIT

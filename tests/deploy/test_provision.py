@@ -3,8 +3,6 @@ lets only sites in."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import socket
 import ssl
@@ -23,14 +21,13 @@ import pytest
 pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
 
 from tests.deploy.test_consent import STUDY
+from tests.machines import NGINX, start_nginx
 from tests.ports import free_port
 
 from morphfed.cli import call
 from morphfed.core.errors import ConfigError, StorageError
 from morphfed.deploy import keys, provision
 from morphfed.deploy.templates import PATHS
-
-NGINX = os.environ.get("NGINX") or shutil.which("nginx")
 
 
 @pytest.fixture(scope="module")
@@ -149,30 +146,6 @@ def proxy(made: provision.Made, tmp_path_factory: pytest.TempPathFactory) -> Ite
     process.terminate()
     process.wait(10)
     inner.shutdown()
-
-
-def start_nginx(federation: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """The written configuration inside the smallest frame that needs no root."""
-    places = "".join(
-        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    # Started by root, its worker would be nobody, who cannot write bodies of more than 16 KB into the test's folder.
-    user = "user root;" if os.geteuid() == 0 else ""
-    (folder / "nginx.conf").write_text(
-        f"{user} daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;"
-        f"events {{}} http {{ access_log off; {places} include {federation}/nginx/morphfed.conf; }}"
-    )
-    command = [str(NGINX), "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "nginx.conf")]
-    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stderr
-    process = subprocess.Popen(command)
-    settings, _ = provision.read_federation(federation)
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", settings.port)) == 0:
-                return process
-        time.sleep(0.05)
-    raise AssertionError((folder / "error.log").read_text())
 
 
 def ask(port: int, made: provision.Made, path: str, method: str = "POST", pair: keys.Pair | None = None) -> int:

@@ -17,8 +17,8 @@ if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower 
     pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
 pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
 
-from tests.deploy.test_network import Machines, machines
-from tests.deploy.test_provision import NGINX
+from tests.deploy.test_network import machines
+from tests.machines import NGINX, Machines
 
 __all__ = ["machines"]
 

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from morphfed.core.errors import DataError, StorageError
+from morphfed.evaluation.metrics import METRICS, measure
 from morphfed.evaluation.predictions import Predictions, read_predictions, write_predictions
+from morphfed.evaluation.scores import Scores, UnitPredictions
+from morphfed.evaluation.site import evaluate_site
 
 CLASSES = ("neutrophil", "monocyte", "basophil")
 ROWS = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.25, 0.25, 0.5], [0.0, 0.0, 1.0]], dtype=np.float32)
@@ -131,3 +136,77 @@ def test_some_of_the_images_in_an_order_of_ones_own() -> None:
     )
     with pytest.raises(DataError, match=r"1 images were never predicted, such as x\.jpg"):
         make().only(np.array(["a.jpg", "x.jpg"]))
+
+
+def of_logits(logits: np.ndarray, labels: list[int], classes: tuple[str, ...] = ("no", "yes")) -> Predictions:
+    """As a trainer makes them: probabilities of float32, logarithms of float64."""
+    z = torch.from_numpy(logits).float()
+    ids = np.array([f"b{i:03}" for i in range(len(labels))])
+    logs = z.double().log_softmax(dim=1).numpy()
+    return Predictions(classes, ids, np.array(labels), z.softmax(dim=1).numpy(), ids, "bag", logs)
+
+
+SATURATED = np.array([[60, -60], [55, -58], [-58, 60], [-60, 55], [59, -59.5], [-60, 60]], dtype=np.float32)
+"""Float32 makes 0 and 1 of all of them; the second class's log-odds are -120, -113, 118, 115, -118.5 and 120."""
+
+
+def test_auroc_of_a_saturated_model_is_the_order_of_its_logits() -> None:
+    labels = [0, 1, 1, 0, 0, 1]  # by hand: of the nine pairs of a positive and a negative only (-113, 115) is wrong
+    p = of_logits(SATURATED, labels)
+    assert set(p.probabilities.ravel().tolist()) == {0.0, 1.0}
+    assert measure(p.labels, p.probabilities)["auroc"] == pytest.approx(6 / 9)  # what ties make of it
+    np.testing.assert_allclose(p.ranking[:, 1], [-120, -113, 118, 115, -118.5, 120])
+    np.testing.assert_allclose(p.ranking[:, 0], -p.ranking[:, 1])
+    block = evaluate_site(p, role="train", resamples=50)
+    assert block["metrics"]["auroc"]["value"] == pytest.approx(8 / 9)
+    assert [block["per_class"][c]["auroc"] for c in p.classes] == [pytest.approx(8 / 9)] * 2
+    unit = UnitPredictions("fedavg", "fedavg", "fedavg", 0, ("a",), {"a": p}, {"a": "train"})
+    vector = Scores([unit], resamples=50).vector("fedavg", "a", "auroc", 0)
+    assert vector is not None
+    assert vector[0] == pytest.approx(8 / 9)
+    assert np.nanmin(vector) < 8 / 9 < np.nanmax(vector)
+
+
+def test_saturated_logits_survive_the_file_the_mask_and_another_temperature(tmp_path: Path) -> None:
+    p = of_logits(SATURATED, [0, 1, 1, 0, 0, 1])
+    p.save(tmp_path / "p.parquet")
+    assert pq.read_table(tmp_path / "p.parquet")["log p/yes"].to_pylist()[0] == -120.0
+    for found in (Predictions.load(tmp_path / "p.parquet"), p.at(np.arange(6)), p.masked(p.classes)):
+        assert_equal(found, p)
+        np.testing.assert_allclose(found.log_probabilities, p.log_probabilities, atol=1e-15)
+    softer = p.tempered(10.0)
+    np.testing.assert_allclose(softer.ranking, p.ranking / 10)
+    np.testing.assert_allclose(np.exp(softer.log_probabilities).sum(axis=1), 1.0)
+
+
+def test_a_mask_tells_what_had_underflowed_by_its_logarithms() -> None:
+    logits = np.array([[150.0, 1.0, -1.0]], dtype=np.float32)
+    p = of_logits(logits, [1], CLASSES)
+    assert p.probabilities[0].tolist() == [1.0, 0.0, 0.0]
+    expected = np.exp(2) / (1 + np.exp(2))
+    assert p.masked(CLASSES[1:]).probabilities[0].tolist() == pytest.approx([0.0, expected, 1 - expected])
+
+
+def test_ranks_are_those_of_the_probabilities_where_nothing_saturates() -> None:
+    rng = np.random.default_rng(0)
+    p = of_logits(rng.normal(0, 2, (300, 3)).astype(np.float32), rng.integers(0, 3, 300).tolist(), CLASSES)
+    without = replace(p, log_probabilities=None)
+    assert without.ranking is without.probabilities
+    for metric in METRICS:
+        one, other = (measure(x.labels, x.probabilities, ranking=x.ranking)[metric] for x in (p, without))
+        assert one == other
+
+
+def test_files_without_logarithms_are_read_and_a_file_has_all_or_none(tmp_path: Path) -> None:
+    write_predictions(tmp_path / "p.parquet", {"a": make(), "b": make(log_probabilities=np.log(ROWS + 1e-9))})
+    found = read_predictions(tmp_path / "p.parquet")
+    assert [p.log_probabilities for p in found.values()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("logs", "words"),
+    [(np.zeros((4, 2)), "shape"), (np.where(ROWS > 0.65, np.nan, 0.0), r"row 0 \(a.jpg\) and 1 more")],
+)
+def test_wrong_logarithms_are_refused(logs: np.ndarray, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        make(log_probabilities=logs)

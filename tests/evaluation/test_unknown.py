@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,19 @@ def test_auroc_is_scikit_learn_s_and_lies_in_its_interval() -> None:
     assert block["auroc"]["low"] < expected < block["auroc"]["high"]
     assert block["known_accepted"] is None
     assert block["unknown_rejected"] is None
+
+
+def test_confidence_that_rounds_to_one_is_ranked_by_its_logarithms(tmp_path: Path) -> None:
+    def with_logs(odds: list[float]) -> dict[str, np.ndarray]:
+        z = np.stack([odds, -np.array(odds)], axis=1)
+        return {"log_probabilities": z - np.logaddexp.reduce(z, axis=1, keepdims=True)}
+
+    one, other = known([1.0, 1.0, 1.0], [True] * 3), strangers([1.0, 1.0], ["platelet"] * 2)
+    assert judge_strangers(one, other, None, resamples=20)["auroc"]["value"] == 0.5
+    one, other = replace(one, **with_logs([30.0, -40.0, 50.0])), replace(other, **with_logs([35.0, -20.0]))
+    write_strangers(tmp_path / "u.parquet", {"lagos": other}, CLASSES)
+    block = judge_strangers(one, read_strangers(tmp_path / "u.parquet")["lagos"], None, resamples=20)
+    assert block["auroc"]["value"] == pytest.approx(5 / 6)  # 30 is below 35, all other pairs are in order
 
 
 def test_a_site_without_unknown_cells_still_says_how_many_known_ones_are_accepted() -> None:

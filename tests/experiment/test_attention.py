@@ -34,6 +34,11 @@ def slide(folder: Path, *, geometry: bool) -> BagSet:
     return BagSet(store, np.array([0]), np.array([1]), 2, one, one, sizes=np.array([4]), dim=2)  # type: ignore[arg-type]
 
 
+def told(number: int, logits: torch.Tensor) -> tuple[str, str]:
+    assert (number, logits.shape) == (0, (2,))
+    return "yes", ("no", "yes")[int(logits.argmax())]
+
+
 def attending() -> torch.nn.Module:
     """A head that looks at the first feature alone: tanh(h₀), times four."""
     head = build_head("abmil", 2, 2, hidden=(), attention=1, dropout=0.0)
@@ -45,7 +50,7 @@ def attending() -> torch.nn.Module:
 
 def test_weights_positions_and_names(tmp_path: Path) -> None:
     data = slide(tmp_path, geometry=False)
-    (found,) = examine(attending(), data, torch.device("cpu"), ("no", "yes"))
+    (found,) = examine(attending(), data, torch.device("cpu"), told)
     scores = np.array([0, 0, 4 * np.tanh(5), 0])
     weights = np.exp(scores) / np.exp(scores).sum()
     assert (found["id"], found["truth"], found["n"]) == ("x/s1.h5", "yes", 4)
@@ -60,7 +65,7 @@ def test_the_map_lies_over_the_thumbnail(tmp_path: Path) -> None:
     data = slide(tmp_path, geometry=True)
     (tmp_path / "masks").mkdir()
     Image.fromarray(np.full((40, 40, 3), 250, dtype=np.uint8)).save(tmp_path / "masks" / "s1.png")
-    (found,) = examine(attending(), data, torch.device("cpu"), ("no", "yes"))
+    (found,) = examine(attending(), data, torch.device("cpu"), told)
     kind, _, content = found["map"].partition(",")
     assert kind == "data:image/png;base64"
     picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))).astype(int)
@@ -78,4 +83,4 @@ def test_no_thumbnail(tmp_path: Path) -> None:
 
 def test_a_head_without_attention_shows_nothing(tmp_path: Path) -> None:
     data = slide(tmp_path, geometry=True)
-    assert examine(build_head("max", 2, 2), data, torch.device("cpu"), ("no", "yes")) == []
+    assert examine(build_head("max", 2, 2), data, torch.device("cpu"), told) == []

@@ -204,6 +204,21 @@ def test_attention_is_the_saved_heads(ran: Path) -> None:
         assert all(t["at"] == [256 * t["index"], 0] for t in e["top"])
 
 
+def test_sites_held_out_in_turn_are_looked_at_by_the_model_trained_without_them(study: Path, tmp_path: Path) -> None:
+    over = ["holdout=each", "held_out=[]", "arms={local={}, centralised={}, fedavg={}}", "federation.rounds=1"]
+    run = run_study(study, Options(runs=tmp_path / "runs", overrides=over)).run
+    looked = results_of(run)["attention"]
+    assert [(e["held_out"], e["model"], e["seed"]) for e in looked] == [(site, "fedavg", 0) for site in SITES]
+    for e in looked:
+        fold = json.loads((run / "folds" / e["held_out"] / "results.json").read_text())
+        unit = next(u for u in fold["arms"] if u["model"] == "fedavg")
+        assert e["held_out"] not in unit["trained_on"]
+        assert e["bags"] == unit["sites"][e["held_out"]]["attention"]
+        assert {Path(bag["id"]).name.partition("-")[0] for bag in e["bags"]} == {e["held_out"]}
+    text = re.sub(r"<[^>]+>", " ", (run / "report.html").read_text())
+    assert "of each site by the model trained without it" in text
+
+
 def test_the_report_speaks_of_bags(ran: Path) -> None:
     page = (ran / "report.html").read_text()
     text = re.sub(r"<style.*?</style>|data:image[^\"]*|<[^>]+>", " ", page, flags=re.DOTALL)

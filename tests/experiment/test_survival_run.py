@@ -124,6 +124,25 @@ def spoil(folder: Path) -> None:
             file.write(row.format(name) + "\n")
 
 
+def test_attention_is_told_with_fate_and_curve(ran: Path) -> None:
+    unit = next(u for u in results_of(ran)["arms"] if u["model"] == "fedavg")
+    outcomes = read_outcomes(ran / "units/fedavg/all/seed-0/outcomes.parquet")
+    fates = set()
+    for site, block in unit["sites"].items():
+        of = outcomes[site]
+        for e in block["attention"]:
+            row = of.ids.tolist().index(e["id"])
+            fate = "censored" if of.censored[row] else "event"
+            fates.add(fate)
+            assert e["truth"] == f"{fate} at {of.months[row]:.1f} months"
+            assert e["predicted"] == f"{100 * of.survival[row, 2]:.0f} % beyond 24 months"
+            assert sum(top["weight"] for top in e["top"]) <= 1 + 1e-6
+    assert fates == {"event", "censored"}
+    text = re.sub(r"<[^>]+>", " ", (ran / "report.html").read_text())
+    assert "Where the model looked" in text
+    assert "taken for" not in text
+
+
 def test_every_arm_is_judged_by_patient(ran: Path) -> None:
     results = results_of(ran)
     assert results["failed"] == []

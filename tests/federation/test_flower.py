@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 import pytest
+import torch
 
 if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower reads when it is imported
     pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
 
 import morphfed.federation.transports.flower as adapter
 from morphfed.core.errors import LinkError
-from morphfed.federation.transports.flower import messages
+from morphfed.federation.transports.flower import calls, messages
 from morphfed.federation.transports.flower.calls import Retry, as_link_errors
 from morphfed.federation.transports.flower.grid import GridLink
+from morphfed.federation.transports.parcel import Parcel, pack
 
 # isort: split
 import httpx
@@ -34,6 +36,7 @@ class MemoryGrid:
     def __init__(self) -> None:
         self.pushed: dict[str, Message] = {}
         self.replies: dict[str, Message] = {}
+        self.begun, self.slow = set[str](), set[str]()
         self.online = dict.fromkeys(NODES.values(), "2026-01-01T10:00:00+00:00")
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -44,8 +47,16 @@ class MemoryGrid:
             found.append(message.metadata.message_id)
         return found
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self.replies.pop(name) for name in message_ids if name in self.replies]
+    def announced(self, tickets: Iterable[str]) -> list[tuple[str, str]]:
+        found = [name for name in tickets if name in self.replies and name not in self.begun]
+        self.begun |= set(found)
+        return [(name, name) for name in found]
+
+    def arrived(self, tree: str) -> bool | None:
+        return False if tree in self.slow else True if tree in self.replies else None
+
+    def fetch(self, tree: str) -> Message:
+        return self.replies.pop(tree)
 
     def get_nodes(self) -> Iterable[NodeInfo]:
         return [NodeInfo(node_id=number, last_activated_at=at) for number, at in self.online.items()]
@@ -137,6 +148,60 @@ def test_another_sites_node_cannot_answer(grid: MemoryGrid) -> None:
     assert list(link.take([ticket])) == [(ticket, None)]
 
 
+def test_who_sends_slowly_holds_nobody_up(grid: MemoryGrid) -> None:
+    """Flower's own way of pulling would wait for all objects of the first answer."""
+    link = GridLink(grid, NODES)  # type: ignore[arg-type]
+    slow, quick = (link.post(site, b"question", lifetime=600) for site in ("lagos", "kampala"))
+    for ticket in (slow, quick):
+        grid.replies[ticket] = _reply(grid.pushed[ticket], messages.wrap(ticket.encode()))
+    grid.slow.add(slow)
+    assert list(link.take([slow, quick])) == [(quick, quick.encode())]
+    assert [link.coming(ticket) for ticket in (slow, quick)] == [True, False]
+    assert list(link.take([slow])) == []
+    grid.slow.clear()
+    assert list(link.take([slow])) == [(slow, slow.encode())]
+
+
+def test_an_answer_that_stops_on_its_way_is_lost(grid: MemoryGrid) -> None:
+    link = GridLink(grid, NODES)  # type: ignore[arg-type]
+    ticket = link.post("lagos", b"question", lifetime=600)
+    grid.replies[ticket] = _reply(grid.pushed[ticket], messages.wrap(b"answer"))
+    grid.slow.add(ticket)
+    assert list(link.take([ticket])) == []
+    grid.slow.clear()
+    del grid.replies[ticket]  # as Flower deletes it, three minutes after its last object
+    assert list(link.take([ticket])) == [(ticket, None)]
+
+
+def test_the_tensors_of_a_download_are_the_same_objects_for_every_site(grid: MemoryGrid) -> None:
+    """Their names differ in length, so a cut of the whole bytes at fixed places would share none."""
+    weights = {"w": torch.randn(3 * adapter.OBJECT_BYTES // 4), "b": torch.randn(7)}
+    sent = []
+    for site in ("ki", "kampala-general"):
+        content = pack(Parcel("train", {"site": site, "nonce": site * 3}, weights))
+        message = Message(messages.wrap(content), dst_node_id=11, message_type=messages.TYPE)
+        sent.append({name: len(part.deflate()) for name, part in get_all_nested_objects(message).items()})
+        assert messages.unwrap(message) == content
+    shared = set(sent[0]) & set(sent[1])
+    assert sum(sent[0][name] for name in shared) > 3 * adapter.OBJECT_BYTES
+    assert sum(size for name, size in sent[0].items() if name not in shared) < 2000
+
+
+def test_clocks_that_differ_are_named_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower says 401, whether the key or the clock is wrong; the proxy's answer is dated."""
+    refusal = _status(401)
+    refusal.response.headers["date"] = "Thu, 01 Jan 2026 10:00:00 GMT"
+    for ahead, words in ((600, "10 minutes ahead of"), (30, "30 seconds ahead of"), (-900, "15 minutes behind")):
+        monkeypatch.setattr(calls, "_now", lambda ahead=ahead: 1767261600.0 + ahead)
+        with pytest.raises(LinkError, match=words) as raised, as_link_errors("fl.example.org:443"):
+            raise refusal
+        assert "set the clock" in raised.value.fix
+    monkeypatch.setattr(calls, "_now", lambda: 1767261602.0)
+    with pytest.raises(LinkError, match="answers 401") as raised, as_link_errors("fl.example.org:443"):
+        raise refusal
+    assert "key" in raised.value.fix
+
+
 @pytest.mark.parametrize("what", ["error", "nothing", "other record", "other kind"])
 def test_what_is_no_parcel_counts_as_lost(what: str, grid: MemoryGrid) -> None:
     link = GridLink(grid, NODES)  # type: ignore[arg-type]
@@ -144,8 +209,8 @@ def test_what_is_no_parcel_counts_as_lost(what: str, grid: MemoryGrid) -> None:
     content: RecordDict | Error = {
         "error": Error(2, "node unavailable"),
         "nothing": RecordDict(),
-        "other record": RecordDict({"parcel": ConfigRecord({"content": b"x"})}),
-        "other kind": RecordDict({"else": messages.wrap(b"x")["parcel"]}),
+        "other record": RecordDict({"frame": ConfigRecord({"content": b"x"})}),
+        "other kind": RecordDict({"else": messages.wrap(b"x")["frame"]}),
     }[what]
     grid.replies[ticket] = _reply(grid.pushed[ticket], content)
     assert list(link.take([ticket])) == [(ticket, None)]
@@ -198,8 +263,8 @@ def test_a_call_is_tried_again_while_the_network_is_away_and_not_after_a_refusal
 @pytest.mark.parametrize(
     ("cause", "fix"),
     [
-        (_status(401, "no"), "clock"),
-        (_status(412, "Failed to activate SuperNode"), "up to a minute"),
+        (_status(401, "no"), "the key is not this site's"),
+        (_status(412, "Failed to activate SuperNode"), "within a minute"),
         (_status(400), "expired"),
         (_status(413), "client_max_body_size"),
         (_status(502, "<html><h1>502 Bad Gateway</h1></html>"), "is not running"),

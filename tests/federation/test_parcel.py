@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from morphfed.federation.transports.parcel import HEAD_BYTES, Parcel, ParcelError, pack, unpack
+from morphfed.federation.transports.parcel import HEAD_BYTES, Parcel, ParcelError, frame, pack, unpack, with_head
 
 TENSORS = {
     "z": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3),
@@ -42,6 +42,20 @@ def test_views_of_one_buffer_are_written_apart() -> None:
 
 def test_the_same_content_gives_the_same_bytes() -> None:
     assert pack(Parcel("x", {"a": 1, "b": 2}, TENSORS)) == pack(Parcel("x", {"b": 2, "a": 1}, TENSORS))
+
+
+def test_another_head_leaves_the_tensors_as_they_are() -> None:
+    written = pack(Parcel("answer", HEAD, TENSORS))
+    again = with_head(written, {"round": 4, "nonce": "n" * 33})
+    found = unpack(again, limit=1000)
+    assert found.head == HEAD | {"round": 4, "nonce": "n" * 33}
+    assert list(found.tensors) == list(TENSORS)
+    assert again[frame(again) :] == written[frame(written) :]
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", (1 << 63).to_bytes(8, "little"), bytes([200, *[0] * 20])])
+def test_bytes_without_a_frame_have_none(content: bytes) -> None:
+    assert frame(content) == 0
 
 
 def test_a_parcel_that_is_too_large_is_refused_before_it_is_read() -> None:

@@ -32,7 +32,7 @@ class Net:
         self.link = MemoryLink({name: self.desk(name) for name in SITES}, self.clock)
 
     def desk(self, name: str):  # type: ignore[no-untyped-def]  # bytes → bytes
-        here = Federation(None, **self.keys)  # type: ignore[arg-type]
+        here = Federation(None, opened=self.folder / "opened", **self.keys)  # type: ignore[arg-type]
         site = next(site for site in here.sites if site.name == name)
         states = RoundStates(self.folder / name)
         return answers_of(Desk(site, states, network="net", ledger=lambda: f"head of {name}"))
@@ -59,6 +59,7 @@ class Net:
             transport=remote,
             store=coordinator.store,
             coding=coordinator.coding,
+            secure=coordinator.loop._secure,
             share_counts=self.keys.get("train", {}).get("loss", {}).get("prior") == "federation",  # type: ignore[union-attr]
             report=self.said.append,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -157,6 +158,22 @@ def test_prediction_over_views_is_the_mean_and_blind_to_turns() -> None:
     turned.store.pixels = np.ascontiguousarray(np.rot90(turned.store.pixels, axes=(1, 2)))  # type: ignore[attr-defined]
     np.testing.assert_allclose(t.predict(model, turned, views=8), one, atol=1e-5)
     assert not np.allclose(t.predict(model, turned), t.predict(model, data), atol=1e-4)
+
+
+@pytest.mark.parametrize("views", [1, 8])
+def test_logarithms_are_those_of_the_probabilities_and_go_on_where_these_end(views: Literal[1, 8]) -> None:
+    data, t, model = image_set(7), trainer(), network()
+    probabilities, logs = t.predict_logs(model, data, views=views, batch_size=3)
+    np.testing.assert_array_equal(probabilities, t.predict(model, data, views=views, batch_size=3))
+    np.testing.assert_allclose(np.exp(logs), probabilities, rtol=1e-5)
+    with torch.no_grad():
+        model[-1].weight.mul_(1e4)
+    probabilities, logs = t.predict_logs(model, data, views=views)
+    gone = probabilities == 0
+    assert gone.any()
+    assert np.isfinite(logs).all()
+    assert len(np.unique(logs[gone])) == gone.sum()
+    np.testing.assert_allclose(np.exp(logs).sum(axis=1), 1.0)
 
 
 def test_two_reports_add_up_and_the_loss_is_the_mean_over_all_images() -> None:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from morphfed.tasks.base import Loss
     from morphfed.training.trainer import AfterBackward, BeforeEpoch, Coupling, ExtraLoss, FitReport
 
+Weighting = Literal["images", "uniform"]
+"""Of a mean over sites: ``n_k / n``, or every site alike."""
+
 Specs = Mapping[str, Spec]
 """Name → shape and dtype."""
 
@@ -220,6 +223,19 @@ class CoordinatorHalf(ABC):
     def fold(self, upload: Upload) -> None:
         """Take in one validated upload; its tensors belong to the sender and change after this call."""
 
+    def fold_mean(self, mean: Tensors, weight: float, sites: Collection[str]) -> None:
+        """Take in the weighted mean of several sites' uploads, in place of the uploads (secure aggregation).
+
+        Only rules whose ``Algorithm.sums`` gives a weighting are called. The result must be that of folding the
+        uploads one by one, up to rounding.
+
+        Args:
+            mean: of the uploads' tensors, lent for this call.
+            weight: of the sites together.
+            sites: whose uploads are in it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says that it needs means only, and takes none")
+
     @abstractmethod
     def end_round(self) -> None:
         """All uploads of the round are in."""
@@ -253,6 +269,24 @@ GLOBAL_MODEL = "the global model"
 def everything(config: AlgorithmConfig, layout: Layout) -> tuple[str, ...]:
     """All that is trained travels."""
     return layout.order
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Whether a rule needs no more of the uploads than their weighted mean, so that they can be summed under masks.
+
+    Attributes:
+        weighting: of that mean; None: the rule needs each upload by itself.
+        why: what for, in words.
+    """
+
+    weighting: Weighting | None
+    why: str = ""
+
+
+def single_uploads(config: AlgorithmConfig) -> Sums:
+    """Unless a rule says otherwise, it looks at each upload."""
+    return Sums(None, "it looks at each site's upload by itself")
 
 
 def the_same(config: AlgorithmConfig, layout: Layout, specs: Specs) -> Specs:
@@ -316,6 +350,7 @@ class Algorithm:
         tasks: tasks that it is defined for.
         unfit: why it is not defined for a task with these keys, in words; empty: it is.
         defaults: by task, keys that have another default there.
+        sums: whether the coordinator half needs only the weighted mean of the uploads (secure aggregation).
     """
 
     name: str
@@ -338,6 +373,7 @@ class Algorithm:
     tasks: frozenset[str] = frozenset({"classification", "segmentation", "mil", "survival"})
     unfit: Callable[[AlgorithmConfig, str], str] = fit_for_all
     defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sums: Callable[[AlgorithmConfig], Sums] = single_uploads
 
     def __reduce__(self) -> tuple[object, ...]:
         # A worker process finds the algorithm by its name in its own registry; the halves need not be picklable.

@@ -19,7 +19,7 @@ from typing import cast
 from pydantic import Field
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork
-from morphfed.algorithms.fedavg import FedAvgConfig, averaging
+from morphfed.algorithms.fedavg import FedAvgConfig, averaging, mean_alone
 from morphfed.algorithms.fedprox import proximal_gradient
 from morphfed.core.types import Tensors
 
@@ -94,5 +94,6 @@ ALGORITHMS.register("ditto")(
         ),
         passes=_passes,
         note=lambda config, sites: "each site also trains its personal model: more steps a round than FedAvg",
+        sums=mean_alone,
     )
 )

@@ -10,7 +10,7 @@ from typing import cast
 
 from pydantic import Field
 
-from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork
+from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork, Sums
 from morphfed.algorithms.mean import Averaging, Weighting
 from morphfed.core.types import Tensors
 from morphfed.models.layout import Layout
@@ -36,6 +36,11 @@ def averaging(config: AlgorithmConfig, initial: Tensors, layout: Layout) -> Aver
     return Averaging(initial, weighting=cast("FedAvgConfig", config).weighting)
 
 
+def mean_alone(config: AlgorithmConfig) -> Sums:
+    """FedAvg and its relatives need the weighted mean of the uploads and nothing else."""
+    return Sums(cast("FedAvgConfig", config).weighting)
+
+
 ALGORITHMS.register("fedavg")(
     Algorithm(
         name="fedavg",
@@ -51,5 +56,6 @@ ALGORITHMS.register("fedavg")(
             memory="2 models, whatever the number of sites",
             cost="1 × local training",
         ),
+        sums=mean_alone,
     )
 )

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Facts
-from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite
+from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, mean_alone
 from morphfed.algorithms.pseudo_gradient import FIRST, ServerOptimiser
 from morphfed.core.types import Tensors
 from morphfed.models.layout import Layout
@@ -66,5 +66,6 @@ ALGORITHMS.register("fedavgm")(
             memory="4 models, whatever the number of sites",
             cost="1 × local training",
         ),
+        sums=mean_alone,
     )
 )

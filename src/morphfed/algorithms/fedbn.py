@@ -12,7 +12,7 @@ re-estimates the statistics on its own images without labels (``experiment.train
 from __future__ import annotations
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Facts
-from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging
+from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging, mean_alone
 from morphfed.models.layout import Layout
 
 
@@ -45,5 +45,6 @@ ALGORITHMS.register("fedbn")(
             "the global model with the norms that training started from, "
             "their running statistics re-estimated on the newcomer's own unlabelled images"
         ),
+        sums=mean_alone,
     )
 )

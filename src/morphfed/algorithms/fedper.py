@@ -10,7 +10,7 @@ the coordinator averages ``W_B ← Σ_k (n_k / n) W_{B,k}``.
 from __future__ import annotations
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, Facts
-from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging
+from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging, mean_alone
 from morphfed.core.errors import ConfigError
 from morphfed.models.layout import Layout
 
@@ -59,5 +59,6 @@ ALGORITHMS.register("fedper")(
         ),
         travels=lambda config, layout: body(layout, "fedper"),
         newcomer=lambda config: "",
+        sums=mean_alone,
     )
 )

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork
-from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging
+from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging, mean_alone
 from morphfed.core.types import Tensors
 from morphfed.training.trainer import AfterBackward
 
@@ -87,5 +87,6 @@ ALGORITHMS.register("fedprox")(
             memory="2 models, whatever the number of sites",
             cost="1 × local training, one more pass over the weights a step",
         ),
+        sums=mean_alone,
     )
 )

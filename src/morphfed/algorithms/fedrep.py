@@ -18,7 +18,7 @@ from typing import cast
 from pydantic import Field
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork
-from morphfed.algorithms.fedavg import FedAvgConfig, averaging
+from morphfed.algorithms.fedavg import FedAvgConfig, averaging, mean_alone
 from morphfed.algorithms.fedper import body
 from morphfed.core.types import Tensors
 
@@ -76,5 +76,6 @@ ALGORITHMS.register("fedrep")(
         travels=lambda config, layout: body(layout, "fedrep"),
         newcomer=lambda config: "",
         note=lambda config, sites: "classifier and body are trained in turn, which can take more steps than FedAvg's",
+        sums=mean_alone,
     )
 )

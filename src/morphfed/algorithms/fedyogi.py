@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Facts
-from morphfed.algorithms.fedavg import PlainSite
+from morphfed.algorithms.fedavg import PlainSite, mean_alone
 from morphfed.algorithms.pseudo_gradient import Adaptive, AdaptiveConfig
 from morphfed.core.types import Tensors
 from morphfed.models.layout import Layout
@@ -57,5 +57,6 @@ ALGORITHMS.register("fedyogi")(
             memory="6 models, whatever the number of sites",
             cost="1 × local training",
         ),
+        sums=mean_alone,
     )
 )

@@ -32,6 +32,7 @@ from morphfed.algorithms.base import (
     Outlook,
     SiteHalf,
     SiteWork,
+    Sums,
 )
 from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite
 from morphfed.algorithms.mean import Averaging
@@ -145,6 +146,13 @@ def _note(config: AlgorithmConfig, sites: int) -> str:
     return f"noise of {keys.alpha:g} × each tensor's spread was added {where}; it gives no formal guarantee of privacy"
 
 
+def _sums(config: AlgorithmConfig) -> Sums:
+    keys = cast("HistoFLConfig", config)
+    if keys.noise == "unweighted" and keys.alpha:
+        return Sums(None, "the coordinator draws noise by each upload's spread; noise = 'weighted' draws at the site")
+    return Sums(keys.weighting)
+
+
 ALGORITHMS.register("histofl")(
     Algorithm(
         name="histofl",
@@ -161,5 +169,6 @@ ALGORITHMS.register("histofl")(
             cost="1 × local training, and a draw for each weight",
         ),
         note=_note,
+        sums=_sums,
     )
 )

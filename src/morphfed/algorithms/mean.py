@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 
 from morphfed.algorithms.base import CoordinatorHalf
+from morphfed.algorithms.base import Weighting as Weighting
 from morphfed.core.types import Tensors, Upload
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Weighting = Literal["images", "uniform"]
 
 
 class RunningMean:
@@ -106,6 +105,10 @@ class Averaging(CoordinatorHalf):
     def fold(self, upload: Upload) -> None:
         """Add one site's model to the mean."""
         self._mean.add(upload.tensors, upload.weight if self._weighting == "images" else 1.0)
+
+    def fold_mean(self, mean: Tensors, weight: float, sites: Collection[str]) -> None:
+        """Add the mean of several sites' models."""
+        self._mean.add(mean, weight)
 
     def end_round(self) -> None:
         """The mean becomes the global model."""

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork
-from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging
+from morphfed.algorithms.fedavg import FedAvgConfig, PlainSite, averaging, mean_alone
 from morphfed.algorithms.fedper import need_head
 from morphfed.core.types import Tensors
 from morphfed.models.layout import Layout, head_module
@@ -165,5 +165,6 @@ ALGORITHMS.register("moon")(
         ),
         travels=_travels,
         tasks=frozenset({"classification"}),  # z is one vector an image: masks have none, heads of bags one an instance
+        sums=mean_alone,
     )
 )

@@ -20,7 +20,7 @@ c lacks that site's Δc_k from then on, while the site goes on with its c_k⁺.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -36,6 +36,7 @@ from morphfed.algorithms.base import (
     SiteHalf,
     SiteWork,
     Specs,
+    Sums,
 )
 from morphfed.algorithms.mean import RunningMean
 from morphfed.core.types import Tensors, Upload
@@ -119,6 +120,11 @@ class ControlledMean(CoordinatorHalf):
         self._sum.add(upload.tensors, 1.0)
         self._accepted += 1
 
+    def fold_mean(self, mean: Tensors, weight: float, sites: Collection[str]) -> None:
+        """Take in the means of several sites; they are unweighted."""
+        self._sum.add(mean, weight)
+        self._accepted += len(sites)
+
     @torch.no_grad()
     def end_round(self) -> None:
         """Move the model and its control variate."""
@@ -173,5 +179,6 @@ ALGORITHMS.register("scaffold")(
         ),
         uploads=_uploads,
         changes=lambda specs: frozenset(name for name in specs if name.startswith(CONTROL)),
+        sums=lambda config: Sums("uniform"),
     )
 )

@@ -112,6 +112,12 @@ class ConsentError(PrivacyError):
     code = "MF081"
 
 
+class SecureSumError(PrivacyError):
+    """A secure sum that a site refuses to go on with, or that cannot be opened; no single upload was seen."""
+
+    code = "MF082"
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest of ``known``, or the empty string."""
     options = {str(k).casefold(): str(k) for k in known}

@@ -5,6 +5,7 @@ Started again it goes on at the last checkpoint, also after its own death or tha
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from morphfed.federation.transports.flower.server import Run, Server, ServerFiles
     from morphfed.federation.transports.link import Link
 
+_ROOM = 4 << 20  # bytes that must be free beside two models
 _ATTEMPTS = 5  # times that a server may fail without a round in between
 
 
@@ -50,7 +52,7 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
     Raises:
         FederationError: a round lost its quorum, or too few sites were ready; what was done stays.
         LinkError: Flower's server does not start, or fails again and again.
-        StorageError: another process works in the folder, or the disk is full.
+        StorageError: another process works in the folder, or the disk is full, or nearly.
     """
     from morphfed.federation.transports.flower.server import Server
 
@@ -115,11 +117,12 @@ def _train_all(
         try:
             if not server.alive:
                 server.start()
-            with Run(files, keys) as opened:
+            with Run(files, keys, alive=lambda: server.alive) as opened:
                 for unit in todo:
                     _train(unit, agreed, settings, opened, run, recorder, report, last=unit is todo[-1])
                     recorder.finish(unit)
         except LinkError as cause:
+            check_room(run, _ROOM)  # a server whose disk is full answers with errors of its own
             at = _progress(todo[0], run)
             failures = 1 if at != seen else failures + 1
             seen = at
@@ -128,6 +131,20 @@ def _train_all(
             report(Event("coordinator", text=f"{cause.message} Going on from the last checkpoint.", level="warning"))
             server.stop()
             time.sleep(2.0)
+
+
+def check_room(folder: Path, wanted: int) -> None:
+    """Notice a disk that fills up, before Flower's server meets it: it keeps no message then, and does not say why.
+
+    Raises:
+        StorageError: fewer bytes than ``wanted`` are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise StorageError(
+            f"The disk is nearly full: {free:,} bytes are free in {folder}, a round needs {wanted:,}.",
+            fix="free some space and run the same command again; finished rounds are kept.",
+        )
 
 
 def _progress(unit: Unit, run: Path) -> int:
@@ -179,15 +196,21 @@ def train_over(
     if recorder is not None:
         recorder.begin(unit)
     network = network_of(unit, agreed, torch.device("cpu"))
+    room = _ROOM + 2 * sum(t.nbytes for t in network.backbone.module.state_dict().values())
+
+    def tell(event: Event) -> None:
+        check_room(run, room)  # every quarter of a minute at least
+        report(event)
+
     remote = Remote(
         agreed.sites,
         link,
         {"study": agreed.hash, "unit": unit.key, "version": __version__},
         quorum=arm.federation.quorum,
-        limit=network.coding.nbytes,
+        limit=network.upload_bytes,
         spool=run / "spool",
         patience=Patience(settings.deadline, settings.absent),
-        report=report,
+        report=tell,
         task=unit.key,
         observe=recorder.look if recorder is not None else None,
     )
@@ -200,6 +223,7 @@ def train_over(
         coding=network.coding,
         share_counts=shares_counts(arm),
         noise=network.noise,
+        secure=network.secure(),
         seed=unit.seed,
         report=report,
         task=unit.key,
@@ -217,5 +241,7 @@ def train_over(
     told: dict[str, Any] = {"over": "network", "ledgers": remote.ledgers, **settled[0]}
     if network.noise:
         told["noise"] = network.noise.describe(outcome.progress.round)
+    if network.sums:
+        told["secure"] = {**network.sums.describe(), "keys": "signed"}
     write_unit(unit, study, arm, outcome, network.backbone.module, network.layout, folder, (told, settled[1]), [])
     return remote

@@ -18,8 +18,8 @@ from morphfed.privacy.ledger import ChainedLedger
 if TYPE_CHECKING:
     from morphfed.federation.transports.flower.fleet import Credentials
 
-POLL = 0.5
-"""Seconds between two looks for a question."""
+_SOON, POLL = 0.08, 1.0
+"""Seconds between two looks for a question: at first after an answer, since the next one often follows, and at most."""
 
 _SHORTEST, _LONGEST = 2.0, 30.0  # seconds between two attempts to connect
 
@@ -40,7 +40,7 @@ def join(bundle: Path, folder: Path, data: SiteConfig, *, stay: bool = False, re
 
     Raises:
         ConfigError: the bundle is none, or another site's.
-        StorageError: another process works in the folder, or its ledger is broken.
+        StorageError: another process works in the folder, its ledger is broken, or its disk is full.
         MissingExtraError: the extra ``flower`` is not installed.
     """
     from morphfed.federation.transports.flower.fleet import Credentials
@@ -87,12 +87,16 @@ def _connected(credentials: Credentials, resident: Resident, stay: bool, report:
         where = f"{credentials.host}:{credentials.port}"
         report(Event("site", text=f"connected to {where} as '{resident.site}'", level="info"))
         leaving: float | None = None
+        pause = _SOON
         while leaving is None or time.monotonic() < leaving:
             question = line.ask(resident.limit)
             if question is None:
-                time.sleep(POLL)
+                time.sleep(pause := min(1.25 * pause, POLL))
             else:
                 line.answer(question, resident.answer(question.content))
+                if resident.failed is not None:
+                    raise resident.failed
+                pause = _SOON
             if stay or not resident.over:
                 leaving = None
             elif leaving is None:

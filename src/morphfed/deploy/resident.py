@@ -3,6 +3,7 @@ operator approved."""
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from morphfed import __version__
-from morphfed.core.errors import ConsentError, DataError, MorphfedError, PrivacyError, TrainingError
+from morphfed.core.errors import ConsentError, DataError, MorphfedError, PrivacyError, StorageError, TrainingError
 from morphfed.core.files import sha256_file, sha256_text
 from morphfed.core.progress import Event, Reporter, silent
+from morphfed.deploy.bundle import SECRETS
 from morphfed.deploy.consent import approvals, approved
+from morphfed.deploy.identity import SiteIdentity
 from morphfed.experiment.environment import cores
 from morphfed.experiment.features import on_features
 from morphfed.experiment.network import Network, declare, make_site, whole_network
@@ -24,8 +27,8 @@ from morphfed.experiment.residence import bring
 from morphfed.experiment.study import SiteConfig
 from morphfed.experiment.tasks import study_task
 from morphfed.federation.transports.desk import Desk, QuestionError, RoundStates
-from morphfed.federation.transports.parcel import HEAD_BYTES, Parcel, ParcelError, pack, unpack
-from morphfed.federation.transports.remote import ECHOED, REFUSAL
+from morphfed.federation.transports.parcel import HEAD_BYTES, Parcel, ParcelError, pack, unpack, with_head
+from morphfed.federation.transports.remote import ANSWER, ECHOED, REFUSAL
 from morphfed.models import weights
 from morphfed.training.trainer import Trainer
 
@@ -47,6 +50,21 @@ class _Working:
     desk: Desk
 
 
+@dataclass(frozen=True)
+class _Last:
+    """The last answer, and the number of its last record in the ledger."""
+
+    question: str = ""
+    content: bytes = b""
+    record: int = 0
+
+
+def _named(question: Parcel) -> str:
+    """Names a question, however often it is asked."""
+    told = {key: value for key, value in question.head.items() if key not in ("nonce", "whole", "best")}
+    return sha256_text(json.dumps([question.kind, told], sort_keys=True))
+
+
 class Resident:
     """Answers parcels.
 
@@ -64,8 +82,11 @@ class Resident:
         self.site, self._folder, self._data, self._ledger, self._report = site, folder, data, ledger, report
         self._working: _Working | None = None
         self._prepared: tuple[str, Prepared] | None = None
+        self._last = _Last()
         self.over = False
         """Whether the coordinator has said that the last unit is done."""
+        self.failed: StorageError | None = None
+        """Why this process cannot go on, once its last answer is sent."""
 
     @property
     def limit(self) -> int:
@@ -84,12 +105,14 @@ class Resident:
         )
         try:
             self._check(head)
-            answer = pack(self._desk(str(head.get("study")), str(head.get("unit"))).answer(question))
+            desk = self._desk(str(head.get("study")), str(head.get("unit")))
+            answer = self._again(question) or self._first(question, desk)
         except QuestionError as cause:
             return self._refuse(head, str(cause))
         except _TOLD as cause:
             return self._refuse(head, f"{cause.message} Fix, at the site: {cause.fix}")
         except MorphfedError as cause:
+            self.failed = cause if isinstance(cause, StorageError) else None
             self._warn(f"error {cause.code}: {cause.message} Fix: {cause.fix}")
             return self._refuse(head, f"error {cause.code} at the site; its own log says more")
         except (RuntimeError, ValueError, OSError, MemoryError) as cause:
@@ -98,6 +121,27 @@ class Resident:
             return self._refuse(head, f"{type(cause).__name__} at the site; its own log says more")
         self.over = question.kind == "finish" and bool(head.get("over"))
         return answer
+
+    def _again(self, question: Parcel) -> bytes | None:
+        """The last answer, if this is its question once more: it was lost, or the network was away for long.
+
+        Nothing is trained or noised twice for it.
+        """
+        head = question.head
+        if self._last.question != _named(question):
+            return None
+        self._ledger.note(
+            "repeat", "the last answer, sent again", site=self.site, round=head.get("round"), repeats=self._last.record
+        )
+        return with_head(self._last.content, {"nonce": head.get("nonce"), "ledger": self._ledger.head})
+
+    def _first(self, question: Parcel, desk: Desk) -> bytes:
+        self._last = _Last()  # two models need not be in memory at once
+        found = desk.answer(question)
+        content = pack(found)
+        if found.kind == ANSWER:
+            self._last = _Last(_named(question), content, self._ledger.records)
+        return content
 
     def _check(self, head: Any) -> None:
         if head.get("site") != self.site:
@@ -154,11 +198,23 @@ class Resident:
         ledger = self._ledger.about(study=agreed.hash, unit=unit.key)
         own = {self.site: parts["validation"]}
         train = study_task(study).training_part(parts["train"], arm)
-        site = make_site(self.site, unit, agreed.study, network, trainer, train=train, validation=own, ledger=ledger)
+        kept = self._folder / "state" / agreed.hash / unit.key
+        site = make_site(
+            self.site,
+            unit,
+            agreed.study,
+            network,
+            trainer,
+            train=train,
+            validation=own,
+            ledger=ledger,
+            opened=kept / "opened.json",
+            identity=SiteIdentity(self._folder / SECRETS) if network.sums else None,
+        )
         digest = network.digest()
         return Desk(
             site,
-            RoundStates(self._folder / "state" / agreed.hash / unit.key),
+            RoundStates(kept),
             network=digest,
             ledger=lambda: self._ledger.head,
             finished=lambda: self._keep_model(agreed, unit, network),

@@ -74,10 +74,18 @@ def review(agreed: Agreed) -> Review:
         "",
         f"The code that runs is the installed morphfed {__version__}. A study is data: it brings no code, and the "
         "coordinator cannot send any.",
-        "Model weights can reveal something about the images that they were trained on, and the coordinator sees "
-        "this site's upload by itself. See docs/security.md.",
+        _what_is_seen(agreed),
     ]
     return Review("\n".join(lines) + "\n", largest, total)
+
+
+def _what_is_seen(agreed: Agreed) -> str:
+    alone = [name for name, arm in agreed.arms.items() if not arm.federation.secure.on]
+    text = "Model weights can reveal something about the images that they were trained on"
+    if not alone:
+        return f"{text}. The coordinator sees those of all sites together. See docs/explanation/secure-aggregation.md."
+    where = "" if len(alone) == len(agreed.arms) else f" of {', '.join(alone)}"
+    return f"{text}, and the coordinator sees this site's upload{where} by itself. See docs/security.md."
 
 
 def _targets(agreed: Agreed) -> str:
@@ -95,7 +103,7 @@ def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int, int]:
     numbers = sorted(declared.metrics)
     validation = sorted(declared.validation)
     download = network.coding.send({"": network.coordinator().download("")})[""]
-    upload = network.coding.nbytes + NUMBER_BYTES * (len(numbers) + 1)
+    upload = network.upload_bytes + (NUMBER_BYTES * (len(numbers) + 1) if network.sums is None else 0)
     each = upload + NUMBER_BYTES * len(validation)
     once = sum(NUMBER_BYTES * row.length for row in declared.statistics.values())
     parameters = sum(p.numel() for p in network.backbone.module.parameters())
@@ -103,9 +111,7 @@ def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int, int]:
     lines = [
         f"Arm {name}: {arm.algorithm.title}",
         f"  trained   {arm.model.name}, {parameters:,} numbers; {times}",
-        f"  leaves    after each round {_plural(len(declared.tensors), 'tensor')}, {_size(network.coding.nbytes)}: "
-        f"{declared.purpose}",
-        f"            with it the number of training images, and {', '.join(numbers)}",
+        *_uploaded(network),
         f"            after each round, of the validation images: {', '.join(validation)}",
     ]
     lines += [
@@ -121,6 +127,26 @@ def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int, int]:
         "",
     ]
     return lines, len(units) * (rounds * each + once), nbytes(download)
+
+
+def _uploaded(network: Network) -> list[str]:
+    """What leaves after each round of training."""
+    declared, sums = network.declaration, network.sums
+    tensors, purpose = _plural(len(declared.tensors), "tensor"), declared.purpose
+    if sums is None:
+        return [
+            f"  leaves    after each round {tensors}, {_size(network.coding.nbytes)}: {purpose}",
+            f"            with it the number of training images, and {', '.join(sorted(declared.metrics))}",
+        ]
+    return [
+        f"  leaves    after each round {tensors}, {_size(network.upload_bytes)}: {purpose}",
+        f"  secure    the coordinator sees the sum over the sites only: tensors, number of training images, "
+        f"{', '.join(sorted(declared.metrics))} leave under masks",
+        f"            any {sums.threshold} of the {len(sums.sites)} sites can lift the masks of the sum together, and "
+        f"those of one site if all {sums.threshold} work against it",
+        f"            in the clear: keys of the round, and three powers of two: the largest change of a weight "
+        f"(at most {sums.config.largest:g}), of anything else, and the number of training images",
+    ]
 
 
 def _plural(count: int, what: str) -> str:

@@ -20,6 +20,12 @@ NGINX = """\
 # Only holders of a site certificate get past the TLS handshake's end, and only to what a site needs.
 limit_conn_zone $$binary_remote_addr zone=morphfed:1m;
 
+upstream morphfed_$inner {
+    server 127.0.0.1:$inner;
+    keepalive 64;
+    keepalive_timeout 4s;               # the server closes after five
+}
+
 server {
     listen $port ssl;
     server_name $host;
@@ -33,7 +39,8 @@ server {
     ssl_protocols           TLSv1.2 TLSv1.3;
 
     limit_conn              morphfed 32;
-    client_max_body_size    8m;         # an object of a message is 1 MiB at most
+    client_max_body_size    8m;         # an object of a message is 4 MiB at most
+    client_body_buffer_size 1200k;      # most of them never touch the disk
     client_header_timeout   30s;
     client_body_timeout     120s;       # between two reads: a slow link is welcome, a stalled one is not
     keepalive_timeout       75s;
@@ -45,13 +52,16 @@ $locations}
 LOCATION = """\
     location = /v1/fleet/$path {
         limit_except POST { deny all; }
-        proxy_pass                     https://127.0.0.1:$inner;
+        proxy_pass                     https://morphfed_$inner;
         proxy_http_version             1.1;
         proxy_set_header               Connection "";
         proxy_ssl_trusted_certificate  $folder/coordinator/ca.crt;
         proxy_ssl_verify               on;
         proxy_ssl_name                 localhost;
         proxy_read_timeout             120s;
+        proxy_buffers                  10 128k;
+        proxy_buffer_size              128k;
+        proxy_busy_buffers_size        256k;
     }
 """
 

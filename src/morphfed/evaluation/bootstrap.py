@@ -93,7 +93,7 @@ def replicate_metrics(
     """Each of ``metrics`` on every resample: name → ``(resamples,)``, NaN where it cannot be computed."""
 
     def statistic(p: Predictions, w: Floats) -> dict[str, Floats]:
-        return measure(p.labels, p.probabilities, w, metrics)
+        return measure(p.labels, p.probabilities, w, metrics, ranking=p.ranking)
 
     return replicate(predictions, statistic, resamples=resamples, seed=seed)
 

@@ -96,29 +96,31 @@ def accuracy(matrix: Floats) -> Floats:
     return ratio(_diagonal(matrix).sum(axis=0), matrix.sum(axis=(0, 1)))
 
 
-def class_auroc(labels: Labels, probabilities: NDArray[np.floating], weights: Floats | None = None) -> Floats:
+def class_auroc(labels: Labels, scores: NDArray[np.floating], weights: Floats | None = None) -> Floats:
     """Area under the ROC curve of each class against the rest, ``(C, ...)``; ties count one half.
+
+    ``scores`` ``(N, C)`` rank each class's images: probabilities, or log-odds, which do not tie where those round to
+    0 or 1 (:attr:`morphfed.evaluation.predictions.Predictions.ranking`).
 
     NaN for a class without images, or without images of any other class.
     """
     w = _weights(weights, len(labels))
-    result = np.full((probabilities.shape[1], *w.shape[1:]), np.nan)
+    result = np.full((scores.shape[1], *w.shape[1:]), np.nan)
     for c in np.unique(labels):
         positive, negative = np.flatnonzero(labels == c), np.flatnonzero(labels != c)
-        negative = negative[np.argsort(probabilities[negative, c], kind="stable")]
+        negative = negative[np.argsort(scores[negative, c], kind="stable")]
         below = np.zeros((len(negative) + 1, *w.shape[1:]))
         np.cumsum(w[negative], axis=0, out=below[1:])
-        scores = probabilities[positive, c]
-        sure = below[np.searchsorted(probabilities[negative, c], scores, side="left")]
-        tied = below[np.searchsorted(probabilities[negative, c], scores, side="right")]
+        sure = below[np.searchsorted(scores[negative, c], scores[positive, c], side="left")]
+        tied = below[np.searchsorted(scores[negative, c], scores[positive, c], side="right")]
         wins = np.einsum("n...,n...->...", w[positive], sure + tied)
         result[c] = ratio(wins, 2 * w[positive].sum(axis=0) * below[-1])
     return result
 
 
-def auroc(labels: Labels, probabilities: NDArray[np.floating], weights: Floats | None = None) -> Floats:
+def auroc(labels: Labels, scores: NDArray[np.floating], weights: Floats | None = None) -> Floats:
     """Mean over the classes present of the one-vs-rest AUROC; NaN with fewer than two classes present."""
-    return mean_of_defined(class_auroc(labels, probabilities, weights))
+    return mean_of_defined(class_auroc(labels, scores, weights))
 
 
 def confidence_bins(confidence: NDArray[np.floating]) -> Labels:
@@ -177,8 +179,12 @@ def measure(
     probabilities: NDArray[np.floating],
     weights: Floats | None = None,
     metrics: tuple[str, ...] = METRICS,
+    *,
+    ranking: NDArray[np.floating] | None = None,
 ) -> dict[str, Floats]:
     """All of ``metrics`` by name, each of shape ``weights.shape[1:]``.
+
+    AUROC ranks by ``ranking`` ``(N, C)``, by default the probabilities.
 
     Raises:
         KeyError: a name that is not in :data:`METRICS`.
@@ -186,10 +192,11 @@ def measure(
     matrix = confusion(labels, probabilities.argmax(axis=1), probabilities.shape[1], weights)
     from_matrix = {"balanced_accuracy": balanced_accuracy, "macro_f1": macro_f1, "accuracy": accuracy}
     from_scores = {"auroc": auroc, "ece": ece, "aurc": aurc}
+    ranking = probabilities if ranking is None else ranking
     result = {}
     for name in metrics:
         if name in from_matrix:
             result[name] = from_matrix[name](matrix)
         else:
-            result[name] = from_scores[name](labels, probabilities, weights)
+            result[name] = from_scores[name](labels, ranking if name == "auroc" else probabilities, weights)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from morphfed.core.errors import DataError, StorageError
 from morphfed.core.files import writing
-from morphfed.tasks.temperature import tempered
+from morphfed.tasks.temperature import log_odds, normalised, tempered
 
 ClusterUnit = Literal["patient", "lesion", "image", "bag"]
 
@@ -83,6 +84,7 @@ def only(judged: J, ids: NDArray[np.str_]) -> J:
 _SUM_TOLERANCE = 1e-3
 _METADATA = b"morphfed.predictions"
 _PROBABILITY = "p/"
+_LOG_PROBABILITY = "log p/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,8 @@ class Predictions:
         clusters: str (N,), what the bootstrap resamples: the patient's id, else the lesion's, else the image's.
         cluster_unit: ``"patient"`` where clusters are patients, ``"lesion"`` where only lesions are known, else
             ``"image"`` or, of multiple-instance learning, ``"bag"``.
+        log_probabilities: float64 (N, C), natural logarithms of the probabilities as the logits gave them: where
+            float32 rounds to 0 or 1 they still say by how much. None: not kept (files of earlier versions).
 
     Raises:
         DataError: the parts disagree in length, a label is out of range, or a row is no distribution.
@@ -108,6 +112,7 @@ class Predictions:
     probabilities: NDArray[np.float32]
     clusters: NDArray[np.str_]
     cluster_unit: ClusterUnit
+    log_probabilities: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -116,6 +121,8 @@ class Predictions:
         put(self, "labels", _integers(self.labels))
         put(self, "probabilities", np.asarray(self.probabilities, dtype=np.float32))
         put(self, "clusters", _strings(self.clusters))
+        if self.log_probabilities is not None:
+            put(self, "log_probabilities", np.asarray(self.log_probabilities, dtype=np.float64))
         _check(self)
 
     def __len__(self) -> int:
@@ -132,11 +139,19 @@ class Predictions:
         """int64 (N,): the most probable class of each image (the first of equals)."""
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
 
+    @cached_property
+    def ranking(self) -> NDArray[np.floating]:
+        """What each class's images are ranked by, (N, C): log-odds, or probabilities where no logarithms were kept.
+
+        Log-odds of a class rise with its probability and do not tie where that rounds to 0 or 1.
+        """
+        return self.probabilities if self.log_probabilities is None else log_odds(self.log_probabilities)
+
     def masked(self, present: Iterable[str]) -> Predictions:
         """Leave only the classes ``present`` possible and renormalise; the order and number of classes stay.
 
-        A row whose whole probability lay on other classes (float32 underflow) becomes uniform over
-        ``present``.
+        A row whose whole probability lay on other classes (float32 underflow) is told by its logarithms; where
+        none were kept it becomes uniform over ``present``.
 
         Raises:
             DataError: ``present`` is empty, names an unknown class, or leaves out a class of the truth.
@@ -158,14 +173,18 @@ class Predictions:
         keep = np.array([name in wanted for name in self.classes])
         values = self.probabilities.astype(np.float64) * keep
         total = values.sum(axis=1, keepdims=True)
-        uniform = keep / keep.sum()
-        values = np.where(total > 0, values / np.where(total > 0, total, 1.0), uniform)
-        return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit)
+        logs, lost = None, np.broadcast_to(keep / keep.sum(), values.shape)
+        if self.log_probabilities is not None:
+            logs = normalised(np.where(keep, self.log_probabilities, -np.inf))
+            lost = np.exp(logs)
+        values = np.where(total > 0, values / np.where(total > 0, total, 1.0), lost)
+        return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit, logs)
 
     def at(self, rows: NDArray[np.int64]) -> Predictions:
         """The predictions of some of the images, in the order of ``rows``."""
         kept = (self.ids[rows], self.labels[rows], self.probabilities[rows], self.clusters[rows])
-        return Predictions(self.classes, *kept, self.cluster_unit)
+        logs = None if self.log_probabilities is None else self.log_probabilities[rows]
+        return Predictions(self.classes, *kept, self.cluster_unit, logs)
 
     def differs(self, other: Predictions) -> str:
         """How the images or their truth differ from those of another model, both sorted by id; empty: not at all."""
@@ -182,7 +201,8 @@ class Predictions:
         if temperature == 1.0:
             return self
         values = tempered(self.probabilities, temperature).astype(np.float32)
-        return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit)
+        logs = None if self.log_probabilities is None else normalised(self.log_probabilities / temperature)
+        return Predictions(self.classes, self.ids, self.labels, values, self.clusters, self.cluster_unit, logs)
 
     def save(self, path: Path) -> None:
         """Write to Parquet, atomically; the file holds this one set of predictions."""
@@ -236,6 +256,10 @@ def _check(p: Predictions) -> None:
             f"{n} images, {c} classes.",
             fix=fix,
         )
+    if p.log_probabilities is not None and p.log_probabilities.shape != (n, c):
+        raise DataError(
+            f"Predictions: log_probabilities have shape {p.log_probabilities.shape}, ({n}, {c}) was expected.", fix=fix
+        )
     if n == 0:
         return
     _check_rows(p)
@@ -267,6 +291,9 @@ def _check_rows(p: Predictions) -> None:
             f"lowest {p.probabilities[bad.argmax()].min():.4g}).",
             fix="give probabilities (softmax in float32), not logits.",
         )
+    bad = np.zeros(len(p), dtype=bool) if p.log_probabilities is None else np.isnan(p.log_probabilities).any(axis=1)
+    if bad.any():
+        raise DataError(f"Predictions: {first(bad)} has a logarithm that is NaN.", fix="give log-softmax of logits.")
     names, counts = np.unique(p.ids, return_counts=True)
     if (counts > 1).any():
         raise DataError(
@@ -279,8 +306,9 @@ def _check_rows(p: Predictions) -> None:
 def write_predictions(path: Path, sites: Mapping[str, Predictions]) -> None:
     """Write one unit's predictions at many sites to one Parquet file, atomically.
 
-    Columns: ``site``, ``id``, ``truth`` (class name), ``cluster`` and, per class, ``p/<class>``; classes and
-    cluster units are in the file's metadata, so a site without images survives too.
+    Columns: ``site``, ``id``, ``truth`` (class name), ``cluster`` and, per class, ``p/<class>`` and, where all sites
+    have them, ``log p/<class>``; classes and cluster units are in the file's metadata, so a site without images
+    survives too.
 
     Raises:
         DataError: no sites, or sites with different classes.
@@ -308,6 +336,10 @@ def write_predictions(path: Path, sites: Mapping[str, Predictions]) -> None:
         "cluster": pa.array([v for _, p in parts for v in p.clusters.tolist()], pa.string()),
     }
     columns |= {_PROBABILITY + name: pa.array(probabilities[:, k]) for k, name in enumerate(classes)}
+    logs = [p.log_probabilities for _, p in parts if p.log_probabilities is not None]
+    if len(logs) == len(parts):
+        together = np.concatenate(logs)
+        columns |= {_LOG_PROBABILITY + name: pa.array(together[:, k]) for k, name in enumerate(classes)}
     about = {"version": 1, "classes": list(classes), "sites": {s: p.cluster_unit for s, p in parts}}
     table = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(about).encode()})
     with writing(path) as temporary:
@@ -338,6 +370,8 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
         site_of = np.asarray(table["site"].to_pylist(), dtype=np.str_)
         columns = {k: np.asarray(table[k].to_pylist(), dtype=np.str_) for k in ("id", "truth", "cluster")}
         values = np.stack([table[_PROBABILITY + name].to_numpy() for name in classes], axis=1)
+        kept = all(_LOG_PROBABILITY + name in table.column_names for name in classes)
+        logs = np.stack([table[_LOG_PROBABILITY + name].to_numpy() for name in classes], axis=1) if kept else None
         index = {name: k for k, name in enumerate(classes)}
         labels = np.array([index[name] for name in columns["truth"].tolist()], dtype=np.int64)
     except (KeyError, TypeError, ValueError) as cause:
@@ -345,7 +379,6 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
     result = {}
     for site, unit in units.items():
         rows = site_of == site
-        result[site] = Predictions(
-            classes, columns["id"][rows], labels[rows], values[rows], columns["cluster"][rows], unit
-        )
+        of_site = (columns["id"][rows], labels[rows], values[rows], columns["cluster"][rows])
+        result[site] = Predictions(classes, *of_site, unit, None if logs is None else logs[rows])
     return result

@@ -290,7 +290,7 @@ def _vectors(p: Predictions, metrics: Sequence[str], resamples: int, seed: int) 
 def _measured(p: Predictions, metrics: tuple[str, ...], resamples: int, seed: int) -> dict[str, Floats]:
     if not metrics:
         return {}
-    estimate = measure(p.labels, p.probabilities, metrics=metrics)
+    estimate = measure(p.labels, p.probabilities, metrics=metrics, ranking=p.ranking)
     drawn = replicate_metrics(p, metrics, resamples=resamples, seed=seed)
     return {name: np.append(estimate[name], drawn.get(name, np.empty(0))) for name in metrics}
 

@@ -75,11 +75,11 @@ def _metrics(
 
     def statistic(q: Predictions, weights: m.Floats) -> dict[str, m.Floats]:
         matrix = m.confusion(q.labels, q.predicted, len(q.classes), weights)
-        return m.measure(q.labels, q.probabilities, weights) | {"recall": m.recall(matrix)}
+        return m.measure(q.labels, q.probabilities, weights, ranking=q.ranking) | {"recall": m.recall(matrix)}
 
     drawn = replicate(p, statistic, resamples=resamples, seed=seed)
     result: dict[str, dict[str, float | None]] = {}
-    for name, value in m.measure(p.labels, p.probabilities).items():
+    for name, value in m.measure(p.labels, p.probabilities, ranking=p.ranking).items():
         number = _number(value)
         low, high = None, None
         if number is not None and drawn:
@@ -102,7 +102,10 @@ def adaptation(
     """
     clusters = cluster_codes(plain.clusters)[1]
     metrics = _metrics(adapted, clusters, resamples, seed)[0]
-    values = [float(m.measure(p.labels, p.probabilities, metrics=(metric,))[metric]) for p in (plain, adapted)]
+    values = [
+        float(m.measure(p.labels, p.probabilities, metrics=(metric,), ranking=p.ranking)[metric])
+        for p in (plain, adapted)
+    ]
     before, after = (replicate_metrics(p, (metric,), resamples=resamples, seed=seed) for p in (plain, adapted))
     low, high = interval(after[metric] - before[metric], clusters) if before else (None, None)
     difference = {"metric": metric, "value": _number(values[1] - values[0]), "low": low, "high": high}
@@ -125,7 +128,7 @@ def _number(value: Any) -> float | None:
 
 def _per_class(p: Predictions, matrix: m.Floats, recalls: m.Floats) -> dict[str, dict[str, Any]]:
     recall, precision, f1 = m.recall(matrix), m.precision(matrix), m.f1(matrix)
-    auroc = m.class_auroc(p.labels, p.probabilities)
+    auroc = m.class_auroc(p.labels, p.ranking)
     result: dict[str, dict[str, Any]] = {}
     for c, name in enumerate(p.classes):
         n = int(matrix[c].sum())

@@ -17,7 +17,7 @@ from morphfed.evaluation.calibration import risk_coverage_points
 from morphfed.evaluation.metrics import Floats, class_auroc
 from morphfed.evaluation.predictions import Predictions
 from morphfed.tasks.rejection import confidence
-from morphfed.tasks.temperature import tempered
+from morphfed.tasks.temperature import log_odds, normalised, tempered
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,34 @@ class Strangers:
         kinds: str ``(N,)``, the cell types by the ontology's names.
         clusters: str ``(N,)``, the patient's id, else the image's.
         probabilities: float32 ``(N, C)``.
+        log_probabilities: float64 ``(N, C)``, as in :class:`Predictions`; None: not kept.
     """
 
     ids: NDArray[np.str_]
     kinds: NDArray[np.str_]
     clusters: NDArray[np.str_]
     probabilities: NDArray[np.float32]
+    log_probabilities: NDArray[np.float64] | None = None
 
     def tempered(self, temperature: float) -> Strangers:
         """The same at another temperature."""
         values = tempered(self.probabilities, temperature).astype(np.float32)
-        return Strangers(self.ids, self.kinds, self.clusters, values)
+        logs = None if self.log_probabilities is None else normalised(self.log_probabilities / temperature)
+        return Strangers(self.ids, self.kinds, self.clusters, values, logs)
 
 
 def write_strangers(path: Path, sites: Mapping[str, Strangers], classes: tuple[str, ...]) -> None:
-    """Write all sites' to one Parquet file, atomically: site, id, kind, cluster, and ``p/CLASS`` columns."""
+    """Write all sites' to one Parquet file, atomically: site, id, kind, cluster, and per class ``p/CLASS`` and
+    ``log p/CLASS``.
+    """
     import pandas as pd
 
     frames = []
     for site, found in sites.items():
         columns: dict[str, Any] = {"site": site, "id": found.ids, "kind": found.kinds, "cluster": found.clusters}
         columns |= {f"p/{name}": found.probabilities[:, c] for c, name in enumerate(classes)}
+        if found.log_probabilities is not None:
+            columns |= {f"log p/{name}": found.log_probabilities[:, c] for c, name in enumerate(classes)}
         frames.append(pd.DataFrame(columns))
     frame = pd.concat(frames) if frames else pd.DataFrame(columns=["site", *(f"p/{name}" for name in classes)])
     with writing(path) as temporary:
@@ -71,12 +78,14 @@ def read_strangers(path: Path) -> dict[str, Strangers]:
             f"{path} cannot be read: {cause}.", fix="remove its unit's folder; it is trained again."
         ) from cause
     columns = [name for name in frame.columns if name.startswith("p/")]
+    logs = [name for name in frame.columns if name.startswith("log p/")]
     return {
         str(site): Strangers(
             ids=here["id"].to_numpy().astype(str),
             kinds=here["kind"].to_numpy().astype(str),
             clusters=here["cluster"].to_numpy().astype(str),
             probabilities=here[columns].to_numpy(dtype=np.float32),
+            log_probabilities=here[logs].to_numpy(dtype=np.float64) if logs else None,
         )
         for site, here in frame.groupby("site", sort=False)
     }
@@ -131,10 +140,17 @@ def _share(sure: Floats, threshold: float | None) -> float | None:
 
 
 def _auroc(known: Predictions, strangers: Strangers, resamples: int, seed: int) -> dict[str, float | None]:
-    """Chance that a known cell's confidence is above an unknown one's (ties one half), with its interval."""
+    """Chance that a known cell's confidence is above an unknown one's (ties one half), with its interval.
+
+    Ranked by the log-odds of the most probable class where all have them: confidence of float32 rounds to 1.
+    """
     if not len(known):
         return {"value": None, "low": None, "high": None}
     sure = np.append(confidence(known.probabilities), confidence(strangers.probabilities))
+    logs = None
+    if known.log_probabilities is not None and strangers.log_probabilities is not None:
+        odds = np.append(known.ranking.max(axis=1), log_odds(strangers.log_probabilities).max(axis=1))
+        logs = -np.logaddexp(0.0, np.stack([odds, -odds], axis=1))  # whose log-odds are -odds and odds
     pairs = Predictions(
         ("unknown", "known"),
         np.append(known.ids, strangers.ids),
@@ -142,12 +158,13 @@ def _auroc(known: Predictions, strangers: Strangers, resamples: int, seed: int) 
         np.stack([1.0 - sure, sure], axis=1),
         np.append(known.clusters, strangers.clusters),
         known.cluster_unit,
+        logs,
     )
 
     def statistic(p: Predictions, weights: Floats) -> dict[str, Floats]:
-        return {"auroc": class_auroc(p.labels, p.probabilities, weights)[1]}
+        return {"auroc": class_auroc(p.labels, p.ranking, weights)[1]}
 
-    value = float(class_auroc(pairs.labels, pairs.probabilities)[1])
+    value = float(class_auroc(pairs.labels, pairs.ranking)[1])
     drawn = replicate(pairs, statistic, resamples=resamples, seed=seed)["auroc"]
     low, high = interval(drawn, cluster_codes(pairs.clusters)[1])
     return {"value": value, "low": low, "high": high}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +17,7 @@ from morphfed.reporting.attention import data_uri, heat_map
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
     from morphfed.data.bags.store import BagStore
     from morphfed.models.mil import MilHead
@@ -31,15 +31,19 @@ TOP = 8
 """Instances of a bag that are named."""
 
 
+Told = Callable[[int, "Tensor"], tuple[str, str]]
+"""A bag's number in its set and the head's logits for it → its truth and what was predicted, in words."""
+
+
 @torch.no_grad()
-def examine(model: nn.Module, data: BagSet, device: torch.device, classes: Sequence[str]) -> list[dict[str, Any]]:
+def examine(model: nn.Module, data: BagSet, device: torch.device, told: Told) -> list[dict[str, Any]]:
     """The instances that counted most in a few bags; nothing of a head without attention.
 
     Args:
         model: a head; put into evaluation mode.
         data: bags of one site.
         device: where the head is.
-        classes: names of the outputs.
+        told: says truth and prediction.
 
     Returns:
         For each bag ``id``, ``truth``, ``predicted``, ``n`` instances, ``effective`` (``1 / Σ a²``, how many instances
@@ -56,12 +60,13 @@ def examine(model: nn.Module, data: BagSet, device: torch.device, classes: Seque
         if output.attention is None:
             return []
         weights = output.attention.float().cpu().numpy().astype(np.float64)
+        truth, predicted = told(i, output.logits.float().cpu())
         coords, names = coords_at(Path(store.places[row])), names_at(Path(store.places[row]))
         found.append(
             {
                 "id": str(data.ids[i]),
-                "truth": classes[int(data.labels[i])],
-                "predicted": classes[int(output.logits.argmax())],
+                "truth": truth,
+                "predicted": predicted,
                 "n": len(weights),
                 "effective": float(1.0 / np.maximum((weights**2).sum(), 1e-12)),
                 "top": [
@@ -103,8 +108,8 @@ def thumbnail_of(bag: Path) -> NDArray[np.uint8] | None:
 
 def _chosen(data: BagSet) -> list[int]:
     """Bags of every class in turn, drawn by a seed of their own."""
-    by_class = [np.flatnonzero(data.labels == c) for c in range(data.classes)]
-    drawn = [numpy_stream(0, "attention", str(c)).permutation(rows) for c, rows in enumerate(by_class)]
+    kinds = [int(c) for c in np.unique(data.labels)]  # of survival also those without an event
+    drawn = [numpy_stream(0, "attention", str(c)).permutation(np.flatnonzero(data.labels == c)) for c in kinds]
     longest = max((len(rows) for rows in drawn), default=0)
     order = [int(rows[k]) for k in range(longest) for rows in drawn if k < len(rows)]
     return order[:EXAMPLES]

@@ -46,6 +46,7 @@ def build_folds(
     scores = FoldScores(list(study.sites))
     folds: list[dict[str, Any]] = []
     recalls: list[dict[str, Any]] = []
+    looked: list[dict[str, Any]] = []
     for site in study.sites:
         mine = units_of_fold(units, study, site)
         done = [unit for unit in mine if is_done(unit, run)]
@@ -54,9 +55,10 @@ def build_folds(
             write(fold_folder(run, site), results)
             scores.take(site, found)
             recalls += _recalls(site, results)
+            looked += _looked(site, results)
         folds.append(_entry(run, site, mine, done, prepared, [s for s in study.sites if s != site]))
     joined = _joined(resolved, units, prepared, run, failed, scores, folds)
-    return {**joined, "recall": recalls}
+    return {**joined, "recall": recalls, **_of_one_model(looked)}
 
 
 def _fold(
@@ -95,6 +97,26 @@ def _recalls(site: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         for (model, name), blocks in entries.items()
     ]
+
+
+def _looked(site: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the models that were trained without a site looked at in its bags."""
+    return [
+        {"model": unit["model"], "algorithm": unit["algorithm"], "seed": unit["seed"], "held_out": site, "bags": bags}
+        for unit in results["arms"]
+        if unit["algorithm"] != "local" and (bags := unit["sites"].get(site, {}).get("attention"))
+    ]
+
+
+def _of_one_model(looked: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """``attention`` of the first federated model, else of the first; pictures of every model are in the folds' reports.
+
+    Without anything to show there is no such block.
+    """
+    first = next((e for e in looked if e["algorithm"] != "centralised"), looked[0] if looked else None)
+    if first is None:
+        return {}
+    return {"attention": [dict(e) for e in looked if (e["model"], e["seed"]) == (first["model"], first["seed"])]}
 
 
 def _entry(

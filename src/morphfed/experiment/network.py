@@ -19,6 +19,8 @@ from morphfed.core.types import Spec, Tensors
 from morphfed.experiment.tasks import study_task
 from morphfed.federation import retrogress
 from morphfed.federation.coding.wire import Coding
+from morphfed.federation.secure.member import Member, OpenedRounds
+from morphfed.federation.secure.total import SecureSums
 from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace
 from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
 from morphfed.models.backbone import Backbone, build
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from morphfed.algorithms.base import CoordinatorHalf
     from morphfed.experiment.study import Arm, Study
     from morphfed.experiment.units import Unit
+    from morphfed.federation.secure.plan import Plan
     from morphfed.privacy.ledger import Ledger
     from morphfed.privacy.noise import Noise
+    from morphfed.privacy.secure.keys import Identity
     from morphfed.training.dataset import ImageSet
     from morphfed.training.trainer import Trainer
 
@@ -49,6 +53,7 @@ class Network:
         declaration: what may leave a site.
         noise: what a site adds to its uploads; None: nothing.
         arm: whose network it is.
+        sums: what of the uploads is summed under masks; None: they leave one by one.
     """
 
     backbone: Backbone
@@ -59,6 +64,7 @@ class Network:
     declaration: Declaration
     noise: Noise | None
     arm: Arm
+    sums: Plan | None = None
 
     @property
     def travelling(self) -> Tensors:
@@ -68,6 +74,15 @@ class Network:
     def coordinator(self) -> CoordinatorHalf:
         """The algorithm's coordinator half, before round 1."""
         return self.arm.algorithm.coordinator(self.arm.config, self.travelling, self.layout)
+
+    def secure(self) -> SecureSums | None:
+        """The coordinator's end of secure sums; None: uploads come one by one."""
+        return None if self.sums is None else SecureSums(self.sums)
+
+    @property
+    def upload_bytes(self) -> int:
+        """Bytes of the tensors that leave a site in a round."""
+        return self.coding.nbytes if self.sums is None else self.sums.nbytes
 
     def digest(self) -> str:
         """SHA-256 of the initial network: names, types, shapes and bytes, in the order of the names."""
@@ -112,10 +127,12 @@ def declare(unit: Unit, study: Study, arm: Arm, backbone: Backbone, model: nn.Mo
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(initial[name]) for name in workspace.travels})
     coding = arm.coding(layout, uploads, seed=unit.seed) if unit.moves else Coding.none(uploads)
     noise = arm.noise(layout, uploads, seed=unit.seed) if unit.moves else None
-    return Network(backbone, initial, layout, workspace, coding, _declaration(unit, study, arm, coding), noise, arm)
+    sums = arm.sums(layout, uploads, unit=unit.key, sites=unit.trained_on) if unit.moves else None
+    declaration = _declaration(unit, study, arm, coding, sums)
+    return Network(backbone, initial, layout, workspace, coding, declaration, noise, arm, sums)
 
 
-def _declaration(unit: Unit, study: Study, arm: Arm, coding: Coding) -> Declaration:
+def _declaration(unit: Unit, study: Study, arm: Arm, coding: Coding, sums: Plan | None) -> Declaration:
     validation = study_task(study).task.validation
     written = "" if coding.plain else f"; changes of weights as {arm.federation.upload.code}"
     return Declaration(
@@ -126,6 +143,7 @@ def _declaration(unit: Unit, study: Study, arm: Arm, coding: Coding) -> Declarat
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}{written}",
         validation,
         _statistics(study, arm),
+        None if sums is None else sums.declared,
     )
 
 
@@ -161,6 +179,8 @@ def make_site(
     train: ImageSet,
     validation: Mapping[str, ImageSet],
     ledger: Path | Ledger | None,
+    opened: Path | None = None,
+    identity: Identity | None = None,
 ) -> Site:
     """A site of this process, on a unit's network.
 
@@ -169,7 +189,13 @@ def make_site(
         unit, study, network, trainer: what is trained, and how.
         train, validation: its images; validation sets by the name under which they are reported.
         ledger: where its gate writes down what leaves.
+        opened: file of the rounds whose secure sums it has helped to open; None: in memory.
+        identity: signs its keys of secure sums; None: nobody's are signed.
     """
+    gate = EgressGate(name, network.declaration, ledger)
+    member = None
+    if network.sums is not None:
+        member = Member(name, network.sums, gate, opened=OpenedRounds(opened), identity=identity)
     return Site(
         name,
         train=train,
@@ -177,10 +203,11 @@ def make_site(
         trainer=trainer,
         workspace=network.workspace,
         half=network.arm.algorithm.site(network.arm.config),
-        gate=EgressGate(name, network.declaration, ledger),
+        gate=gate,
         measure=study_task(study).validation_metrics,
         keep_optimizer=keeps_optimizer(unit, network.arm),
         judges_own=judges_own(unit, study),
         coding=network.coding,
         noise=network.noise,
+        member=member,
     )

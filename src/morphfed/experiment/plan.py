@@ -111,6 +111,9 @@ def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | No
     uploads = arm.algorithm.uploads(arm.config, layout, {name: Spec.of(t) for name, t in initial.items()})
     coding = arm.coding(layout, uploads, seed=0)
     noise = arm.noise(layout, uploads, seed=0) if arm.algorithm.kind == "federated" else None
+    sums = None
+    if arm.algorithm.kind == "federated":
+        sums = arm.sums(layout, uploads, unit="", sites=tuple(resolved.study.training_sites))
     download = coding.send({"": arm.algorithm.coordinator(arm.config, initial, layout).download("")})[""]
     cut = cut_before_classifier(backbone, image_size=size) if wants_features(arm) else None
     found: dict[str, Any] = {
@@ -118,11 +121,12 @@ def _network(resolved: Resolved, arm: Arm, timed: dict[str, dict[str, Any]] | No
         "feature_views": len(views_of(arm.train.augment)) if cut else None,
         "parameters": sum(p.numel() for p in network.parameters()),
         "trained": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "megabytes": (coding.nbytes + nbytes(download)) / 1e6,
+        "megabytes": ((sums or coding).nbytes + nbytes(download)) / 1e6,
         "step_seconds": None,
         "feature_seconds": None,
         "precision": arm.train.precision,
         "noise": noise.describe(arm.federation.rounds) if noise else None,
+        "secure": sums.describe() if sums else None,
     }
     return found | _timing(resolved, arm, backbone, cut, timed, bag) if timed is not None else found
 
@@ -234,6 +238,7 @@ def _unit(
         "upload": arm.federation.upload.code if unit.moves else None,
         "download": arm.federation.download if unit.moves else None,
         "noise": network["noise"] if unit.moves else None,
+        "secure": network["secure"] if unit.moves else None,
         "precision": network["precision"],
         "seconds": seconds,
     }
@@ -305,6 +310,8 @@ def _coded(unit: Mapping[str, Any]) -> str:
     said = [text for text in said if not text.endswith(("fp32", "None"))]
     if noise := unit.get("noise"):
         said.append("noise " + ("without ε" if noise["epsilon"] is None else f"ε {noise['epsilon']:.3g} in all"))
+    if secure := unit.get("secure"):
+        said.append(f"summed under masks of {secure['bits']} bits, opened by any {secure['threshold']} sites")
     return f" ({', '.join(said)})" if said else ""
 
 

@@ -17,11 +17,13 @@ from morphfed.core.config import Config, override, read_toml, validate
 from morphfed.core.errors import ConfigError, did_you_mean
 from morphfed.federation.coding.wire import Coding
 from morphfed.federation.loop import FederationConfig
+from morphfed.federation.secure.plan import Plan
 from morphfed.models.backbone import ModelConfig
 from morphfed.models.layout import Layout
 from morphfed.models.tuning import refuse_nonsense
 from morphfed.privacy.accounting import need_accounting
 from morphfed.privacy.noise import Noise
+from morphfed.privacy.secure.masks import need_cryptography
 from morphfed.training.config import TrainConfig
 
 TaskName = Literal["classification", "segmentation", "mil", "survival"]
@@ -317,6 +319,30 @@ class Arm:
             )
         return Noise(keys, weights=weights, changes=changes, seed=seed)
 
+    def sums(self, layout: Layout, uploads: Specs, *, unit: str, sites: tuple[str, ...]) -> Plan | None:
+        """What of this arm's uploads is summed under masks; None: they go one by one.
+
+        Args:
+            layout: of the network.
+            uploads: what an upload of the algorithm holds.
+            unit: key of the unit.
+            sites: that train.
+        """
+        rule = self.algorithm.sums(self.config)
+        if not self.federation.secure.on or rule.weighting is None:
+            return None
+        travels, changes = frozenset(self.travelling(layout)), self.algorithm.changes(uploads)
+        return Plan(
+            unit=unit,
+            sites=sites,
+            config=self.federation.secure,
+            weighting=rule.weighting,
+            specs=uploads,
+            relative=frozenset(uploads) & travels,
+            trained=(layout.parameters & travels) | changes,
+            purpose=f"{self.algorithm.name}: {self.algorithm.facts.travels}",
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
         return {
@@ -404,7 +430,48 @@ def resolve_arm(study: Study, name: str, *, where: str) -> Arm:
     refuse_nonsense(tables["model"], where=f"{where}: arms.{name}")
     if tables["federation"].noise.kind == "calibrated" and algorithm.kind == "federated":
         need_accounting()
+    if tables["federation"].secure.on and algorithm.kind == "federated":
+        _check_secure(study, Arm(name, algorithm, config, **tables), where)
     return Arm(name, algorithm, config, **tables)
+
+
+def _check_secure(study: Study, arm: Arm, where: str) -> None:
+    """What cannot be had when the coordinator sees sums only is said before any work.
+
+    Raises:
+        ConfigError: names the arm and why.
+        MissingExtraError: the library is not installed.
+    """
+    why, fix = _unfit_for_sums(study, arm)
+    if why:
+        raise ConfigError(f"{where}: arms.{arm.name}: federation.secure: {why}.", fix=fix)
+    need_cryptography()
+
+
+def _unfit_for_sums(study: Study, arm: Arm) -> tuple[str, str]:
+    """Why an arm's uploads cannot be summed under masks, and what to do; empty: they can."""
+    off = f"set arms.{arm.name}.federation.secure = false"
+    sites = len(study.training_sites) - (study.holdout == "each")
+    if why := arm.federation.secure.unfit_for(sites):
+        return why, "change federation.secure.threshold, or the number of training sites."
+    rule = arm.algorithm.sums(arm.config)
+    if rule.weighting is None:
+        return (
+            f"'{arm.algorithm.name}' cannot work with sums: {rule.why}",
+            f"{off}, or take an algorithm that averages.",
+        )
+    if arm.algorithm.numbers:
+        told = ", ".join(sorted(arm.algorithm.numbers))
+        return f"'{arm.algorithm.name}' sends numbers of each site with its upload: {told}", f"{off}."
+    if arm.federation.upload.code != "fp32":
+        why = (
+            f"federation.upload = '{arm.federation.upload.code}' writes each site's numbers in a scale or at places of "
+            "their own, which cannot be added under masks"
+        )
+        return why, "leave upload at 'fp32'; federation.secure.bits = 16 halves what is sent."
+    if study.evaluation.retrogress:
+        return "evaluation.retrogress sends scores of each site with its upload", "set evaluation.retrogress = false."
+    return "", ""
 
 
 def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

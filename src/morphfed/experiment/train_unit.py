@@ -102,6 +102,7 @@ def train_unit(
         share_counts=shares_counts(arm),
         moves=unit.moves,
         noise=network.noise,
+        secure=network.secure(),
         seed=unit.seed,
         report=report,
         task=unit.key,
@@ -121,6 +122,7 @@ def train_unit(
         "images_on": images_on,
         **({"compiled": True} if place.compiled else {}),
         **({"noise": network.noise.describe(outcome.progress.round)} if network.noise else {}),
+        **({"secure": {**network.sums.describe(), "keys": "unsigned"}} if network.sums else {}),
         **settled[0],
     }
     notes = [stored.note] if stored else []

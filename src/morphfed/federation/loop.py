@@ -20,16 +20,21 @@ from morphfed.federation import retrogress
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.coding.base import UploadConfig
 from morphfed.federation.coding.wire import Coding, Download
+from morphfed.federation.secure.total import SecureSums
 from morphfed.federation.statistics import summed_counts
 from morphfed.federation.validate import check_upload, opened
 from morphfed.privacy.egress import NUMBER_BYTES, upload_bytes
 from morphfed.privacy.noise import NoiseConfig
+from morphfed.privacy.secure.config import SecureConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from morphfed.federation.transports.base import Metrics, Transport
     from morphfed.privacy.noise import Noise
+
+TOGETHER = "together"
+"""In a round's history, the name under which stands what is known of all its sites only (secure aggregation)."""
 
 OWN = "download/"
 """Prefix, in an outcome's sites, of travelling values that a site has in place of the global model's."""
@@ -60,6 +65,18 @@ class FederationConfig(Config):
     noise: NoiseConfig = Field(
         default_factory=NoiseConfig, description="noise that each site adds to its upload; a kind's name alone will do"
     )
+
+    secure: SecureConfig = Field(
+        default_factory=SecureConfig,
+        description="whether the coordinator sees sums over the sites only; true, false or a table",
+    )
+
+    @field_validator("secure", mode="before")
+    @classmethod
+    def _switched(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return {"on": value}
+        return {"on": True, **value} if isinstance(value, dict) else value
 
     @field_validator("upload", "noise", mode="before")
     @classmethod
@@ -121,6 +138,7 @@ class RoundLoop:
         moves: whether models really cross a site's border (not in the local and centralised arms); only then bytes
             are counted.
         noise: what the sites add to their uploads, for the account of ε; None: nothing.
+        secure: has the sites' uploads summed under masks; None: they come one by one.
         seed: of the study, for what the coordinator draws.
         report: progress.
         task: key of the progress bar.
@@ -138,6 +156,7 @@ class RoundLoop:
         share_counts: bool = False,
         moves: bool = True,
         noise: Noise | None = None,
+        secure: SecureSums | None = None,
         seed: int = 0,
         report: Reporter = silent,
         task: str = "rounds",
@@ -146,7 +165,7 @@ class RoundLoop:
         self._config, self._coordinator, self._transport = config, coordinator, transport
         self._store, self._moves, self._report, self._task = store, moves, report, task
         self._observe = observe
-        self._coding, self._share_counts, self._noise = coding, share_counts, noise
+        self._coding, self._share_counts, self._noise, self._secure = coding, share_counts, noise, secure
         self._progress = Progress()
         self._best: Tensors = {}
         self._best_memory: Tensors = {}
@@ -192,7 +211,8 @@ class RoundLoop:
         self._coordinator.begin_round(number, cohort)
         downloads = {site: self._coordinator.download(site) for site in cohort}
         sent = self._sent(downloads)
-        accepted = self._collect(number, downloads, sent)
+        collect = self._collect if self._secure is None else self._collect_sum
+        accepted = collect(number, downloads, sent)
         self._coordinator.end_round()
         self._count_down(sent)
         after = self._sent({site: self._coordinator.download(site) for site in cohort})
@@ -228,8 +248,7 @@ class RoundLoop:
                 upload = opened(answer, coding, download)
             except UploadRejectedError as cause:
                 refused.append(cause.message)
-                self._progress.rejected.append({"round": number, "site": site, "reason": cause.message})
-                self._report(Event(self._task, text=f"round {number}: {cause.message}", level="warning"))
+                self._reject(number, site, cause.message)
                 continue
             self._coordinator.fold(upload)
             self._count_up(answer)
@@ -242,6 +261,44 @@ class RoundLoop:
                 fix="mend what is said of those sites, or lower federation.quorum; the rounds before are saved.",
             )
         return accepted
+
+    def _collect_sum(self, number: int, downloads: dict[str, Tensors], sent: dict[str, Tensors]) -> dict[str, Metrics]:
+        """Fold in what the sites sent together; no upload is seen by itself, and no number that goes with it."""
+        assert self._secure is not None
+        needed = max(math.ceil(self._config.quorum * len(downloads)), self._secure.plan.threshold)
+        refused: list[str] = []
+
+        def refuse(failure: Failure, counted: bool) -> None:
+            refused.append(failure.reason)
+            if counted:
+                text = f"round {number}: {failure.reason} Its upload is in the sum; the others open it."
+                self._report(Event(self._task, text=text, level="warning"))
+            else:
+                self._reject(number, failure.site, failure.reason)
+
+        def enough(left: int, done: str) -> None:
+            if left < needed:
+                raise FederationError(
+                    f"Round {number}: {left} of {len(downloads)} sites {done}, {needed} are needed. "
+                    + " ".join(refused)
+                    + " No upload was seen, and no sum was opened.",
+                    fix="mend what is said of those sites and run the same command again; the rounds before are saved.",
+                )
+
+        total = self._secure.run(
+            self._transport, number, self._config.rounds, downloads, sent, refused=refuse, enough=enough
+        )
+        self._coordinator.fold_mean(total.mean, total.weight, total.sites)
+        self._progress.steps += round(total.numbers["steps"])
+        self._progress.images_seen += round(total.numbers["images"])
+        if self._moves:
+            self._progress.bytes_up += total.up
+            self._progress.bytes_down += total.down
+        return {**{site: {} for site in total.sites}, TOGETHER: total.numbers}
+
+    def _reject(self, number: int, site: str, reason: str) -> None:
+        self._progress.rejected.append({"round": number, "site": site, "reason": reason})
+        self._report(Event(self._task, text=f"round {number}: {reason}", level="warning"))
 
     def _count_up(self, upload: Upload) -> None:
         """Of an upload as it came."""
@@ -256,7 +313,7 @@ class RoundLoop:
 
     def _note(self, number: int, seconds: float, accepted: dict[str, Metrics], validation: dict[str, Metrics]) -> None:
         sites: dict[str, dict[str, Any]] = {
-            site: {"loss": m.get("loss"), "steps": int(m.get("steps", 0))} for site, m in accepted.items()
+            site: {"loss": m.get("loss"), "steps": int(m.get("steps", 0))} if m else {} for site, m in accepted.items()
         }
         for site, m in accepted.items():
             if before := retrogress.received(m):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -36,6 +36,8 @@ from morphfed.training.trainer import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from morphfed.federation.secure.member import Member
+    from morphfed.federation.transports.base import Note
     from morphfed.tasks.base import Loss
     from morphfed.training.dataset import ImageSet
 
@@ -120,6 +122,7 @@ class Site:
         judges_own: whether each upload carries the validation metrics of the model that was just trained.
         coding: how uploads are written and downloads read; None: as they are.
         noise: added to each upload before it is coded; None: none.
+        member: this site's end of secure sums, behind the same gate; None: its uploads leave as they are.
     """
 
     def __init__(
@@ -137,13 +140,14 @@ class Site:
         judges_own: bool = False,
         coding: Coding | None = None,
         noise: Noise | None = None,
+        member: Member | None = None,
     ) -> None:
         self.name = name
         self._train, self._validation = train, validation
         self._trainer, self._workspace = trainer, workspace
         self._half, self._gate, self._measure = half, gate, measure
         self._keep_optimizer, self._judges_own = keep_optimizer, judges_own
-        self._coding, self._noise = coding or Coding.none({}), noise
+        self._coding, self._noise, self._member = coding or Coding.none({}), noise, member
         self._residual: Tensors = {}
         self._local: Tensors = dict(workspace.fresh)
         self._optimizer_states: dict[str, Tensors] = {}
@@ -172,6 +176,16 @@ class Site:
             PrivacyError: the algorithm tried to send what it did not declare.
         """
         download = self._coding.open(download)
+        made = self._make(round_number, rounds, download)
+        tensors, residual = self._coding.encode(
+            made.tensors, download, self._residual, site=self.name, round_number=round_number
+        )
+        upload = self._gate.release(replace(made, tensors=tensors), noise=self._described(round_number))
+        self._residual = residual
+        return upload
+
+    def _make(self, round_number: int, rounds: int, download: Tensors) -> Upload:
+        """Train, and what the algorithm uploads, with its noise; nothing has left."""
         self._load_shared(download)
         answer = self._half.train(self._work(round_number, rounds), download)
         self._local = self._workspace.local_parts()
@@ -182,13 +196,27 @@ class Site:
             metrics |= retrogress.to_send(self._judge_own())
         where: dict[str, Any] = {"site": self.name, "round_number": round_number}
         noised = answer.tensors if self._noise is None else self._noise.add(answer.tensors, download, **where)
-        tensors, residual = self._coding.encode(noised, download, self._residual, **where)
-        upload = self._gate.release(
-            Upload(self.name, round_number, tensors, float(len(self._train)), metrics),
-            noise=None if self._noise is None else self._noise.describe(round_number),
-        )
-        self._residual = residual
-        return upload
+        return Upload(self.name, round_number, noised, float(len(self._train)), metrics)
+
+    def _described(self, round_number: int) -> dict[str, Any] | None:
+        return None if self._noise is None else self._noise.describe(round_number)
+
+    def exchange(self, step: str, round_number: int, rounds: int, asked: Mapping[str, Any], download: Tensors) -> Note:
+        """Take one step of a secure sum; the first trains, and keeps the upload here.
+
+        Raises:
+            TrainingError: as :meth:`train`.
+            SecureSumError: this site does not go on; nothing has left in this step.
+            PrivacyError: the algorithm tried to send what it did not declare.
+        """
+        if self._member is None:
+            raise RuntimeError("this site takes part in no secure sum")
+        session = str(asked.get("session"))
+        if step != "keys":
+            return self._member.answer(step, session, {key: v for key, v in asked.items() if key != "session"})
+        download = self._coding.open(download)
+        made = self._make(round_number, rounds, download)
+        return self._member.keys(session, made, download, noise=self._described(round_number))
 
     def _judge_own(self) -> dict[str, float]:
         """Validation metrics of the model that this site would go on with if nothing were sent back; {}: no images.

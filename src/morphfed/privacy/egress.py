@@ -38,6 +38,43 @@ class Statistic:
 
 
 @dataclass(frozen=True)
+class Masked:
+    """What may leave a site where the study sends sums only: no upload, but what a secure sum is made of.
+
+    Attributes:
+        tensors: name → shape and dtype of an upload's integers under their masks.
+        numbers: names of the numbers that go in the clear.
+        sites: names of the sites for which, and of whose secrets, shares may leave.
+        purpose: why, in the words of the study's algorithm.
+    """
+
+    tensors: Mapping[str, Spec]
+    numbers: frozenset[str]
+    sites: frozenset[str]
+    purpose: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a masked upload."""
+        return sum(spec.nbytes for spec in self.tensors.values())
+
+    def allows(self, step: str, name: str, spec: Spec) -> bool:
+        """Whether a tensor of this name may leave in a step."""
+        if step == "masked":
+            return self.tensors.get(name) == spec
+        if spec.dtype != "uint8" or len(spec.shape) != 1:
+            return False
+        way, _, site = name.partition("/")
+        if step == "keys":
+            return name in _OF_KEYS and spec.shape[0] <= _OF_KEYS[name]
+        return {"shares": "to", "opened": "of"}.get(step) == way and site in self.sites and spec.shape[0] <= _SHARE
+
+
+_OF_KEYS = {"sealing": 32, "masking": 32, "commitment": 32, "signature": 256, "certificate": 4096}
+_SHARE = 256  # bytes of a sealed pair of shares, or of one share
+
+
+@dataclass(frozen=True)
 class Declaration:
     """What may leave a site in one upload.
 
@@ -47,6 +84,7 @@ class Declaration:
         purpose: why, in the words of the study's algorithm.
         validation: names of the means that may leave after a round's validation.
         statistics: rows of sums that may leave outside the rounds, by name.
+        masked: in place of uploads, which then do not leave at all; None: uploads leave as they are.
     """
 
     tensors: Mapping[str, Spec]
@@ -54,6 +92,7 @@ class Declaration:
     purpose: str
     validation: frozenset[str] = frozenset()
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    masked: Masked | None = None
 
 
 class EgressGate:
@@ -81,6 +120,8 @@ class EgressGate:
         """
         if upload.site != self._site:
             raise self._refusal(f"an upload in the name of '{upload.site}'")
+        if self._declaration.masked is not None:
+            raise self._refusal("an upload without masks")
         for name, tensor in upload.tensors.items():
             spec = self._declaration.tensors.get(name)
             if spec is None:
@@ -92,6 +133,50 @@ class EgressGate:
                 raise self._refusal(f"number '{name}'")
         self._record(upload, noise)
         return upload
+
+    def release_step(
+        self,
+        step: str,
+        round_number: int,
+        tensors: Tensors,
+        numbers: Mapping[str, int],
+        *,
+        about: Mapping[str, object],
+        noise: Mapping[str, object] | None = None,
+    ) -> None:
+        """Record what leaves in one step of a secure sum.
+
+        Args:
+            step: ``keys``, ``shares``, ``masked`` or ``opened``.
+            round_number: the round.
+            tensors: keys and shares as bytes, or the masked integers.
+            numbers: in the clear.
+            about: the session, and how the sum is protected.
+            noise: what was added to the upload before.
+
+        Raises:
+            PrivacyError: something undeclared, or of another shape or type; nothing has left.
+        """
+        declared = self._declaration.masked
+        if declared is None:
+            raise self._refusal(f"a secure sum's step '{step}'")
+        for name, tensor in tensors.items():
+            if not declared.allows(step, name, Spec.of(tensor)):
+                raise self._refusal(f"'{name}' as {Spec.of(tensor)} in a secure sum's step '{step}'")
+        for name in numbers:
+            if step != "keys" or name not in declared.numbers:
+                raise self._refusal(f"number '{name}' in a secure sum's step '{step}'")
+        entry: dict[str, object] = {
+            "round": round_number,
+            "site": self._site,
+            "step": step,
+            "tensors": len(tensors),
+            "bytes": nbytes(tensors) + NUMBER_BYTES * len(numbers),
+            "metrics": dict(sorted(numbers.items())),
+            "secure": dict(about),
+            "purpose": f"secure sum, {_STEPS[step]}: {declared.purpose}",
+        }
+        self._write(entry if noise is None else entry | {"noise": dict(noise)}, {**tensors, **numbers})
 
     def release_validation(self, round_number: int, found: Mapping[str, Mapping[str, float]]) -> None:
         """Record validation means that leave, by the set on which they were computed.
@@ -170,6 +255,14 @@ class EgressGate:
     def _write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
         if self._ledger is not None:
             self._ledger.write(entry, values)
+
+
+_STEPS = {
+    "keys": "public keys of this round and the ranges of the upload",
+    "shares": "shares of this round's secrets, each sealed for one site",
+    "masked": "the upload under masks",
+    "opened": "shares that lift the masks left in the sum",
+}
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:

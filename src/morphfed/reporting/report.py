@@ -104,6 +104,7 @@ def build(results: Results) -> list[Section]:
         differences.comparisons,
         left_out.recalls,
         outcome.cross_site,
+        bags.attention,
         communication.communication,
         left_out.fold_list,
         data.data,
@@ -155,6 +156,7 @@ def build(results: Results) -> list[Section]:
         bags.attention,
         options.options,
         data.data,
+        noise.noise,
         cost.cost,
         methods.methods,
     )
@@ -165,6 +167,7 @@ def build(results: Results) -> list[Section]:
         learning.learning,
         communication.communication,
         outcome.cross_site,
+        bags.attention,
         data.data,
         noise.noise,
         cost.cost,

@@ -23,6 +23,22 @@ POINTS = 65
 """Odd, so that T = 1 is in the middle of the first grid."""
 
 
+def normalised(logs: NDArray[np.floating]) -> Floats:
+    """Logits ``(N, C)`` as log-probabilities: less the logarithm of the sum of each row's exponentials."""
+    logs = logs.astype(np.float64)
+    return np.asarray(logs - np.logaddexp.reduce(logs, axis=1, keepdims=True))
+
+
+def log_odds(logs: NDArray[np.floating]) -> Floats:
+    """``log p_c - log(1 - p_c)`` from log-probabilities ``(N, C)``, each from the other classes' own.
+
+    A probability that rounds to 1 leaves no ``1 - p`` to take a logarithm of; the sum over the others does.
+    """
+    logs = logs.astype(np.float64)
+    rest = [np.logaddexp.reduce(np.delete(logs, c, axis=1), axis=1) for c in range(logs.shape[1])]
+    return np.asarray(logs - np.stack(rest, axis=1))
+
+
 def _scaled(probabilities: NDArray[np.floating], temperature: float) -> Floats:
     """Normalised ``log p / T``, ``(N, C)``."""
     logits = np.log(np.maximum(probabilities.astype(np.float64), LOWEST)) / temperature

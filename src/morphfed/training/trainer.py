@@ -412,6 +412,21 @@ class Trainer:
         """Class probabilities, float32 ``(N, C)``, in the order of ``data``; of masks see :meth:`answers`."""
         return self.answers(model, data, views=views, batch_size=batch_size)
 
+    def predict_logs(
+        self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = _PREDICTED
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Class probabilities as :meth:`predict` has them, and their logarithms ``(N, C)``.
+
+        The logarithms come from the logits in float64: a probability of 1 - 1e-20 differs from one of 1 - 1e-30.
+        """
+        kept: list[Tensor] = []
+        found = [p for _, p in self._probabilities(model, data, views, batch_size, kept)]
+        if not found:
+            nothing = self.task.nothing(data.classes).cpu().numpy()
+            return nothing, nothing.astype(np.float64)
+        logs = torch.cat(kept, dim=1).cpu().double().log_softmax(dim=2)
+        return torch.cat(found).cpu().numpy(), (logs.logsumexp(dim=0) - math.log(views)).numpy()
+
     def answers(
         self, model: nn.Module, data: ImageSet, *, views: Views = 1, batch_size: int = _PREDICTED
     ) -> NDArray[Any]:
@@ -429,18 +444,24 @@ class Trainer:
 
     @torch.no_grad()
     def _probabilities(
-        self, model: nn.Module, data: ImageSet, views: Views, batch_size: int
+        self, model: nn.Module, data: ImageSet, views: Views, batch_size: int, kept: list[Tensor] | None = None
     ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Rows of ``data`` and their probabilities ``(n, C, ...)``, batch by batch."""
+        """Rows of ``data`` and their probabilities ``(n, C, ...)``, batch by batch; ``kept`` takes each batch's logits
+        ``(views, n, C)``."""
         model.eval()
         for where in _parts(data, batch_size):
             total: Tensor | None = None
+            seen_logits = []
             for number, inputs in enumerate(self._seen(data, where, views)):
                 with self._autocast():
                     logits = self.task.logits(self.task.respond(model, inputs))
+                if kept is not None:
+                    seen_logits.append(logits.float())
                 seen = self.task.upright(self.task.probabilities(logits.float()), number)
                 total = seen if total is None else total + seen
             assert total is not None
+            if kept is not None:
+                kept.append(torch.stack(seen_logits))
             yield where, total / views
 
     def _criterion(self, data: ImageSet, class_counts: NDArray[np.int64] | None) -> Loss:

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 
 from morphfed.algorithms.base import ALGORITHMS, Algorithm, AlgorithmConfig, Answer, Facts, SiteHalf, SiteWork
-from morphfed.algorithms.fedavg import FedAvgConfig, averaging
+from morphfed.algorithms.fedavg import FedAvgConfig, averaging, mean_alone
 from morphfed.algorithms.prr.objective import Objective
 from morphfed.core.errors import TrainingError
 from morphfed.core.types import Tensors
@@ -212,5 +212,6 @@ ALGORITHMS.register("det")(
         note=two_models_note,
         unfit=unfit,
         defaults=OF_MASKS,
+        sums=mean_alone,
     )
 )

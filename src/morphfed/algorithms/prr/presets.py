@@ -29,6 +29,7 @@ from morphfed.algorithms.base import (
     Facts,
     SiteHalf,
     Specs,
+    Sums,
 )
 from morphfed.algorithms.fedmedian import Median
 from morphfed.algorithms.mean import Averaging
@@ -104,6 +105,15 @@ def _uploads(config: AlgorithmConfig, layout: Layout, specs: Specs) -> Specs:
     return {**specs, **(prototype_specs(layout, specs) if cast("PrrConfig", config).loss == "cpa" else {})}
 
 
+def _sums(config: AlgorithmConfig) -> Sums:
+    keys = cast("PrrConfig", config)
+    if keys.aggregation == "mean" and keys.loss == "task":
+        return Sums(keys.weighting)
+    if keys.loss == "cpa":
+        return Sums(None, "loss = 'cpa' compares the mean features of each site by itself")
+    return Sums(None, f"aggregation = '{keys.aggregation}' looks at each site's upload by itself")
+
+
 def _passes(config: AlgorithmConfig, local_epochs: int) -> int:
     return local_epochs * (2 if cast("PrrConfig", config).transfer else 1)
 
@@ -151,6 +161,7 @@ def _preset(name: str, title: str, paper: str, config: type[PrrConfig]) -> Algor
         unfit=_unfit,
         defaults=_OF_MASKS,
         counts=lambda keys: cast("PrrConfig", keys).loss == "cpa",
+        sums=_sums,
     )
 
 

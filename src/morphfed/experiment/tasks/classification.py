@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +37,7 @@ from morphfed.tasks.base import Task
 from morphfed.tasks.classification import CLASSIFICATION
 from morphfed.tasks.segmentation import MaskLossConfig
 from morphfed.training.dataset import ImageSet
+from morphfed.training.trainer import Views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,26 +195,24 @@ class ClassificationStudy(StudyTask):
         study, prepared, network = trained.study, trained.prepared, trained.workspace.model
         views, trainer = study.evaluation.views, trained.trainer
         found, one_view, strangers, adapted = {}, {}, {}, {}
+
+        def predicted(name: str, data: ImageSet, views: Views) -> Predictions:
+            probabilities, logs = trainer.predict_logs(network, data, views=views)
+            about = (data.ids.astype(str), data.labels, probabilities, data.clusters.astype(str))
+            return Predictions(study.classes, *about, prepared.cluster_units[name], logs)
+
         for name, data in tested:
-            found[name] = Predictions(
-                classes=study.classes,
-                ids=data.ids.astype(str),
-                labels=data.labels,
-                probabilities=trainer.predict(network, data, views=views),
-                clusters=data.clusters.astype(str),
-                cluster_unit=prepared.cluster_units[name],
-            )
+            found[name] = predicted(name, data, views)
             if views != 1:
-                one_view[name] = replace(found[name], probabilities=trainer.predict(network, data))
+                one_view[name] = predicted(name, data, 1)
             if name in prepared.unknown:
                 images, kinds = prepared.unknown[name]
-                probabilities = trainer.predict(network, images, views=views)
-                strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), probabilities)
+                said = trainer.predict_logs(network, images, views=views)
+                strangers[name] = Strangers(images.ids.astype(str), kinds, images.clusters.astype(str), *said)
             if name in study.held_out and _adapts(study, trained.arm, trained.workspace):
                 with _restored(trained.workspace):
                     trainer.restimate_norms(network, data)
-                    again = trainer.predict(network, data, views=views)
-                adapted[name] = replace(found[name], probabilities=again)
+                    adapted[name] = predicted(name, data, views)
         write_predictions(trained.folder / PREDICTIONS, found)
         for file, more in ((ONE_VIEW, one_view), (ADAPTED, adapted)):
             if more:

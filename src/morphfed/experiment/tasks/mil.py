@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +30,7 @@ from morphfed.training.dataset import ImageSet
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from morphfed.data.manifest import Manifest
     from morphfed.data.quality import CheckReport
@@ -202,7 +204,8 @@ class MilStudy(ClassificationStudy):
 
         def looked(name: str, data: ImageSet) -> ImageSet:
             if shown and isinstance(data, BagSet):
-                examined[name] = examine(trained.workspace.model, data, trained.trainer.device, trained.study.classes)
+                told = partial(_told, data, trained.study.classes)
+                examined[name] = examine(trained.workspace.model, data, trained.trainer.device, told)
             return data
 
         self._predict(trained, ((name, looked(name, data)) for name, data in trained.tested))
@@ -224,6 +227,11 @@ class MilStudy(ClassificationStudy):
             for site, p in found.items()
         }
         return Judgement(found, {"calibrate": (found, raw)} if temperature is not None else {})
+
+
+def _told(data: BagSet, classes: Sequence[str], number: int, logits: Tensor) -> tuple[str, str]:
+    """The class of a bag and the one it was taken for."""
+    return classes[int(data.labels[number])], classes[int(logits.argmax())]
 
 
 def refuse_pictures(study: Study, where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +26,7 @@ from morphfed.evaluation.survival import (
     validation_metrics,
     write_outcomes,
 )
+from morphfed.experiment.attention import ATTENTION, examine, read_examined, write_examined
 from morphfed.experiment.bags import Sought
 from morphfed.experiment.tasks.base import Judgement, MakeSet, Selected, Trained
 from morphfed.experiment.tasks.mil import MilStudy, in_rows, refuse_pictures
@@ -39,6 +41,7 @@ from morphfed.training.dataset import ImageSet
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from morphfed.data.manifest import Manifest
     from morphfed.data.quality import CheckReport
@@ -189,10 +192,14 @@ class SurvivalStudy(MilStudy):
         return validation_metrics(truth, answers)
 
     def predict(self, trained: Trained) -> None:
-        """Survival curves of every site's test bags."""
-        found = {}
+        """Survival curves of every site's test bags, and where a few of them were looked at."""
+        found, examined = {}, {}
+        shown = trained.study.evaluation.images and trained.unit.seed == trained.study.seeds[0]
         for name, data in trained.tested:
             assert isinstance(data, SurvivalSet)
+            if shown:
+                told = partial(_told, data, trained.study.data.time_edges)
+                examined[name] = examine(trained.workspace.model, data, trained.trainer.device, told)
             found[name] = Outcomes(
                 edges=trained.study.data.time_edges,
                 ids=data.ids.astype(str),
@@ -203,6 +210,8 @@ class SurvivalStudy(MilStudy):
                 cluster_unit=trained.prepared.cluster_units[name],
             )
         write_outcomes(trained.folder / OUTCOMES, found)
+        if examined:
+            write_examined(trained.folder / ATTENTION, examined)
 
     def judge(
         self, unit: Unit, entry: dict[str, Any], roles: Mapping[str, Role], prepared: Prepared, study: Study, run: Path
@@ -211,8 +220,10 @@ class SurvivalStudy(MilStudy):
         raw = read_outcomes(unit.folder(run) / OUTCOMES)
         tested = {site: only(o, prepared.sets[site]["test"].ids.astype(str)) for site, o in raw.items()}
         found = {site: outcomes.by_cluster() for site, outcomes in tested.items()}
+        examined = read_examined(unit.folder(run) / ATTENTION)
         entry["sites"] = {
             site: evaluate_outcomes(o, role=roles[site], resamples=study.evaluation.resamples, seed=0)
+            | ({"attention": examined[site]} if examined.get(site) else {})
             for site, o in found.items()
         }
         return Judgement(found)
@@ -222,6 +233,13 @@ class SurvivalStudy(MilStudy):
     ) -> Scores:
         """See the base class."""
         return SurvivalScores(units, metrics=metrics, resamples=resamples, seed=seed)
+
+
+def _told(data: SurvivalSet, edges: Sequence[float], number: int, logits: Tensor) -> tuple[str, str]:
+    """What became of a bag's patient, and the predicted share of such patients that outlives the last edge."""
+    fate = "censored at" if data.censored[number] else "event at"
+    beyond = float(survival_of(logits[None].sigmoid().numpy())[0, len(edges) - 1])
+    return f"{fate} {data.months[number]:.1f} months", f"{100 * beyond:.0f} % beyond {edges[-1]:g} months"
 
 
 def _fates(frame: pd.DataFrame) -> list[tuple[str | None, str]]:

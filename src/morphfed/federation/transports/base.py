@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from morphfed.core.types import Failure, Tensors, Upload
 
@@ -12,6 +13,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a site lets out in one step of a secure sum.
+
+    Attributes:
+        site: its name.
+        numbers: in the clear.
+        tensors: keys and shares as bytes, or masked integers; valid until the next note is asked for.
+    """
+
+    site: str
+    numbers: Mapping[str, int]
+    tensors: Tensors
 
 
 class Transport(Protocol):
@@ -24,6 +40,24 @@ class Transport(Protocol):
 
     def train(self, round_number: int, rounds: int, downloads: Mapping[str, Tensors]) -> Iterator[Upload | Failure]:
         """Have the sites of ``downloads`` train; one answer each. An upload is valid until the next is asked for."""
+        ...
+
+    def exchange(
+        self,
+        step: str,
+        round_number: int,
+        rounds: int,
+        asked: Mapping[str, Mapping[str, Any]],
+        downloads: Mapping[str, Tensors],
+    ) -> Iterator[Note | Failure]:
+        """One step of a secure sum: a question for each site of ``asked``, and its answers in that order.
+
+        Args:
+            step: ``keys`` (the site trains first), ``shares``, ``masked`` or ``opened``.
+            round_number, rounds: of the run.
+            asked: by site, plain JSON.
+            downloads: for ``keys``; else empty.
+        """
         ...
 
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:

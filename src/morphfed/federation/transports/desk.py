@@ -6,7 +6,8 @@ coordinator that was killed before its checkpoint repeats a round, and a site th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ class Desk:
             "hello": self._hello,
             "counts": self._counts,
             "train": self._train,
+            "secure": self._secure,
             "evaluate": self._evaluate,
             "sums": self._sums,
             "finish": self._finish,
@@ -139,15 +141,29 @@ class Desk:
         return {"counts": self._site.class_counts().tolist()}, {}
 
     def _train(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
-        number, rounds, best = _whole(head, "round"), _whole(head, "rounds"), _whole(head, "best")
+        number, rounds = _whole(head, "round"), _whole(head, "rounds")
+        with self._training(head):
+            upload = self._site.train(number, rounds, self._download[1])
+        return {"weight": upload.weight, "metrics": upload.metrics}, upload.tensors
+
+    @contextmanager
+    def _training(self, head: Mapping[str, Any]) -> Iterator[None]:
+        """Within, the site trains a round from its state before it; after it, its new state is on the disk."""
+        number, best = _whole(head, "round"), _whole(head, "best")
         known, state = self._states.before(number)
         if self._at is None or self._at != known:  # a first question, or a round that is done again
             self._site.load_state(state)
         self._at = None
-        upload = self._site.train(number, rounds, self._download[1])
+        yield
         self._states.save(number, self._site.state(), best)
         self._at = number
-        return {"weight": upload.weight, "metrics": upload.metrics}, upload.tensors
+
+    def _secure(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+        step, number, rounds = str(head.get("step")), _whole(head, "round"), _whole(head, "rounds")
+        asked = {key: head[key] for key in ("session", "adverts", "sealed", "survivors") if key in head}
+        with self._training(head) if step == "keys" else nullcontext():
+            note = self._site.exchange(step, number, rounds, asked, self._download[1])
+        return {"numbers": dict(note.numbers)}, note.tensors
 
     def _evaluate(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
         number = _whole(head, "round")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from morphfed.core.errors import TrainingError
+from morphfed.core.errors import SecureSumError, TrainingError
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Tensors, Upload
 from morphfed.federation.site import Site
-from morphfed.federation.transports.base import Metrics
+from morphfed.federation.transports.base import Metrics, Note
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +47,32 @@ class InProcess:
                 yield Failure(name, round_number, cause.message)
             done += 1
             self._report(Event(self._task, done, total, text))
+
+    def exchange(
+        self,
+        step: str,
+        round_number: int,
+        rounds: int,
+        asked: Mapping[str, Mapping[str, Any]],
+        downloads: Mapping[str, Tensors],
+    ) -> Iterator[Note | Failure]:
+        """One step of a secure sum. Each site holds its own upload from the first step to the third."""
+        total = rounds * len(self._sites)
+        done = (round_number - 1) * len(self._sites)
+        for name, question in asked.items():
+            trains = step == "keys"
+            text = f"round {round_number}/{rounds} · {name}"
+            if trains:
+                self._report(Event(self._task, done, total, text))
+            try:
+                yield self._sites[name].exchange(step, round_number, rounds, question, downloads.get(name, {}))
+            except TrainingError as cause:
+                yield Failure(name, round_number, cause.message)
+            except SecureSumError as cause:
+                yield Failure(name, round_number, f"Site '{name}': {cause.message}")
+            if trains:
+                done += 1
+                self._report(Event(self._task, done, total, text))
 
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
         """Each site judges the model that it would use."""

@@ -52,6 +52,10 @@ class Link(Protocol):
         """
         ...
 
+    def coming(self, ticket: str) -> bool:
+        """Whether the answer to this ticket has begun to arrive; it is not lost while it goes on."""
+        ...
+
     def presence(self) -> Mapping[str, Presence]:
         """Of every site that the federation knows."""
         ...

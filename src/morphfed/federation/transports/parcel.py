@@ -104,6 +104,26 @@ def _metadata(content: bytes) -> dict[str, str]:
     return found
 
 
+def frame(content: bytes) -> int:
+    """Bytes of a parcel before those of its tensors; 0: these are no parcel's."""
+    if len(content) < 8:
+        return 0
+    length = 8 + int.from_bytes(content[:8], "little")
+    return length if length <= min(len(content), 8 + HEAD_BYTES) else 0
+
+
+def with_head(content: bytes, changes: Mapping[str, Any]) -> bytes:
+    """What :func:`pack` wrote, with other entries in its head; its tensors are not read."""
+    cut = frame(content)
+    found = json.loads(content[8:cut])
+    said = json.loads(found["__metadata__"][_KEY])
+    said["head"] |= changes
+    found["__metadata__"] = {_KEY: json.dumps(said, sort_keys=True, ensure_ascii=False)}
+    text = json.dumps(found, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[cut:]
+
+
 def digest(content: bytes) -> str:
     """Names a content."""
     return hashlib.sha256(content).hexdigest()

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 
 from morphfed.core.errors import FederationError, LinkError
+from morphfed.core.files import storage_error
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Tensors, Upload
-from morphfed.federation.transports.base import Metrics
+from morphfed.federation.transports.base import Metrics, Note
 from morphfed.federation.transports.link import Link, Presence
 from morphfed.federation.transports.parcel import Parcel, ParcelError, digest, pack, unpack
 from morphfed.federation.transports.standing import Fault, Look, Observer, Standing
@@ -34,6 +35,8 @@ T = TypeVar("T")
 ECHOED = ("study", "unit", "site", "round", "nonce")
 """What of a question's head its answer repeats."""
 
+_QUICK = 0.08  # seconds before the first look
+
 ANSWER, REFUSAL, NEED = "answer", "refusal", "need"
 """Kinds of answers: what was asked for; why not, in words; the site has not the download that was named."""
 
@@ -45,14 +48,14 @@ class Patience:
     Attributes:
         deadline: seconds for a connected site.
         absent: seconds for a site that is not connected, once the others are enough for the quorum.
-        poll: seconds between two looks.
+        poll: seconds between two looks at most; the first ones follow sooner.
         tell: seconds between two progress lines.
         again: seconds after which a site that is not ready is asked again.
     """
 
     deadline: float = 3600.0
     absent: float = 120.0
-    poll: float = 0.5
+    poll: float = 1.0
     tell: float = 15.0
     again: float = 5.0
 
@@ -237,6 +240,32 @@ class Remote:
             except _NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
+    def exchange(
+        self,
+        step: str,
+        round_number: int,
+        rounds: int,
+        asked: Mapping[str, Mapping[str, Any]],
+        downloads: Mapping[str, Tensors],
+    ) -> Iterator[Note | Failure]:
+        """One step of a secure sum, in the order of ``asked``."""
+        if step == "keys":
+            for held in self._held.values():
+                held.absent = False
+        head = {"round": round_number, "rounds": rounds, "step": step}
+        going = {site: downloads.get(site) for site in asked}
+        what = f"round {round_number}, secure sum, {step}"
+        self._report(Event(self._task, (round_number - 1) * len(self._names), rounds * len(self._names), what))
+        for one in self._answers(self._ask("secure", head, going, own=asked), what):
+            if one.failed:
+                yield Failure(one.site, round_number, one.failed)
+                continue
+            try:
+                answer = self._read(one)
+                yield Note(one.site, _claims(answer), answer.tensors)
+            except _NotUsableError as cause:
+                yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
+
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
         """Validation metrics of the sites that answer; the others are named in a warning."""
 
@@ -308,8 +337,14 @@ class Remote:
         self._state_of = round_number
 
     # ── questions and answers ───────────────────────────────────────────────────────────────────────────────
-    def _ask(self, kind: str, head: Mapping[str, Any], downloads: Mapping[str, Tensors | None]) -> list[_Asked]:
-        """Post one question a site."""
+    def _ask(
+        self,
+        kind: str,
+        head: Mapping[str, Any],
+        downloads: Mapping[str, Tensors | None],
+        own: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> list[_Asked]:
+        """Post one question a site; ``own`` is added to the head of a site's."""
         common = {**self._about, **head, "best": self._best}
         if self._counts is not None:
             common["class_counts"] = self._counts
@@ -323,7 +358,7 @@ class Remote:
                 if same not in packed:
                     packed[same] = digest(pack(Parcel("download", {}, download))), download
                 sent, tensors = packed[same]
-            parcel = Parcel(kind, {**common, "site": site, "download": sent}, tensors)
+            parcel = Parcel(kind, {**common, **(own or {}).get(site, {}), "site": site, "download": sent}, tensors)
             asked.append(self._post(_Asked(site, parcel, "", sent), whole=self._held[site].download != sent))
         return asked
 
@@ -362,7 +397,7 @@ class Remote:
         """Every question once, in order, when it is answered or given up."""
         started = self._clock.now()
         deadline, absent = self._patience.deadline, self._patience.absent
-        told, following = started, iter(asked)
+        told, following, pause = started, iter(asked), _QUICK
         waiting = next(following, None)
         while waiting is not None:
             self._collect(asked)
@@ -377,7 +412,7 @@ class Remote:
             if self._clock.now() - told >= self._patience.tell:
                 told = self._clock.now()
                 self._tell(asked, started, what)
-            self._clock.sleep(self._patience.poll)
+            self._clock.sleep(pause := min(1.25 * pause, self._patience.poll))
 
     def _collect(self, asked: list[_Asked]) -> None:
         mine = {one.ticket: one for one in asked if one.open and one.ticket}
@@ -410,7 +445,10 @@ class Remote:
             self._post(one, whole=True)
             return
         path = self._spool / f"{one.site}-{len(self._done)}.answer"
-        path.write_bytes(content)
+        try:
+            path.write_bytes(content)
+        except OSError as cause:
+            raise storage_error(path, cause) from cause
         one.answer, one.answered = path, self._clock.now()
         self._held[one.site].absent = False
 
@@ -424,11 +462,11 @@ class Remote:
             if not one.open or here is None or not here.connected:
                 continue
             if not one.ticket:
-                self._post(one, whole=True)
-            elif here.since is not None and here.since > one.posted:
+                self._post(one, whole=self._held[one.site].download != one.sent)
+            elif here.since is not None and here.since > one.posted and not self._link.coming(one.ticket):
                 self._warn(f"site '{one.site}' was started again at {_at(here.since)}; it is asked again.")
                 self._late[one.ticket] = f"an earlier answer of site '{one.site}'"
-                self._post(one, whole=True)
+                self._post(one, whole=self._held[one.site].download != one.sent)
 
     def _give_up(self, asked: list[_Asked], started: float, deadline: float, absent: float, what: str) -> None:
         now = self._clock.now()
@@ -559,6 +597,14 @@ def _upload(answer: Parcel) -> Upload:
     assert isinstance(metrics, dict)
     numbers = {str(k): float(v) for k, v in metrics.items()}
     return Upload(str(answer.head["site"]), int(answer.head["round"]), answer.tensors, float(weight), numbers)
+
+
+def _claims(answer: Parcel) -> dict[str, int]:
+    """Whole numbers in the clear of a secure sum."""
+    numbers = answer.head.get("numbers")
+    if not isinstance(numbers, dict) or not all(isinstance(v, int) for v in numbers.values()):
+        raise _NotUsableError("its 'numbers' are no whole numbers")
+    return {str(k): int(v) for k, v in numbers.items()}
 
 
 def _row(key: str) -> Callable[[str, Parcel], NDArray[np.float64]]:

@@ -49,40 +49,55 @@ def sites_table(r: Results) -> Table:
 def attention(page: Page) -> Section | None:
     """The weightiest instances of a few bags at each site; None of heads without attention."""
     r = page.results
-    chosen = _shown(r)
+    chosen = _of_folds(r) if r.folds else _shown(r)
     if chosen is None:
         return None
-    model, unit = chosen
+    model, seed, sites = chosen
     section = Section("attention", "Where the model looked")
+    whose = "bags of each site by the model trained without it" if r.folds else "test bags"
     section.blocks.append(
         Text(
-            f"Attention of {model.title} (seed {unit['seed']}) over the instances of a few test bags. It says which "
+            f"Attention of {model.title} (seed {seed}) over the instances of a few {whose}. It says which "
             "instances the prediction was made from, not that they show disease. Effective: over how many instances "
             "the weights are spread, 1 / Σ a²; the same as Instances where all count alike."
         )
     )
-    for site, block in unit["sites"].items():
-        section.blocks += _of_site(site, block.get("attention") or ())
+    for site, examples in sites.items():
+        section.blocks += _of_site(r, site, examples)
     return section
 
 
-def _shown(r: Results) -> tuple[Model, Mapping[str, Any]] | None:
+_Looked = tuple[Model, int, Mapping[str, Sequence[Mapping[str, Any]]]]
+"""A model, its seed, and a few bags of each site."""
+
+
+def _shown(r: Results) -> _Looked | None:
     """The first federated model that was looked into, else the first of any kind."""
     for model in [*r.of_kind("federated"), *r.of_kind("pooled"), *r.singles]:
         for unit in r.units_of(model):
-            if any(block.get("attention") for block in (unit.get("sites") or {}).values()):
-                return model, unit
+            sites = {site: block.get("attention") or () for site, block in (unit.get("sites") or {}).items()}
+            if any(sites.values()):
+                return model, int(unit["seed"]), sites
     return None
 
 
-def _of_site(site: str, examples: Sequence[Mapping[str, Any]]) -> list[Block]:
+def _of_folds(r: Results) -> _Looked | None:
+    """What the folds say together: each site by the model that was trained without it."""
+    looked: Sequence[Mapping[str, Any]] = r.raw.get("attention") or ()
+    models = {model.key: model for model in r.arms}
+    if not looked or looked[0]["model"] not in models:
+        return None
+    return models[looked[0]["model"]], int(looked[0]["seed"]), {e["held_out"]: e["bags"] for e in looked}
+
+
+def _of_site(r: Results, site: str, examples: Sequence[Mapping[str, Any]]) -> list[Block]:
     if not examples:
         return []
     rows = [
         [
             Cell(str(e["id"]).removeprefix(f"{site}/"), words=True),
             Cell(plain(str(e["truth"])), words=True),
-            Cell(plain(str(e["predicted"])), words=True, strong=e["predicted"] != e["truth"]),
+            Cell(plain(str(e["predicted"])), words=True, strong=_mistaken(r, e)),
             Cell(count(finite(e["n"]))),
             Cell(score(finite(e["effective"]), 1)),
             Cell("; ".join(_instance(top) for top in e["top"][:_NAMED]), words=True),
@@ -91,17 +106,24 @@ def _of_site(site: str, examples: Sequence[Mapping[str, Any]]) -> list[Block]:
     ]
     words = ("Bag", "Truth", "Predicted")
     head = [*(Cell(w, words=True) for w in words), Cell("Instances"), Cell("Effective")]
-    table = Table(f"attention-{site}", f"Test bags of {site}.", [*head, Cell("Weightiest instances", words=True)], rows)
+    caption = f"{'Bags' if r.folds else 'Test bags'} of {site}."
+    table = Table(f"attention-{site}", caption, [*head, Cell("Weightiest instances", words=True)], rows)
     maps = [
-        Picture(source, f"attention over {e['id']}", caption=str(e["id"]).rpartition("/")[2], lines=[_verdict(e)])
+        Picture(source, f"attention over {e['id']}", caption=str(e["id"]).rpartition("/")[2], lines=[_verdict(r, e)])
         for e in examples
         if (source := image_source(e.get("map")))
     ]
     return [Heading(site), table, *([Strip("Attention over the slide", maps, large=True)] if maps else [])]
 
 
-def _verdict(e: Mapping[str, Any]) -> str:
-    return f"{plain(str(e['truth']))}, taken for {plain(str(e['predicted']))}"
+def _mistaken(r: Results, e: Mapping[str, Any]) -> bool:
+    """A survival curve is not right or wrong about one patient."""
+    return r.task != "survival" and e["predicted"] != e["truth"]
+
+
+def _verdict(r: Results, e: Mapping[str, Any]) -> str:
+    joined = "predicted:" if r.task == "survival" else "taken for"
+    return f"{plain(str(e['truth']))}, {joined} {plain(str(e['predicted']))}"
 
 
 def _instance(top: Mapping[str, Any]) -> str:

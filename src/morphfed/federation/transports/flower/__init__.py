@@ -18,11 +18,13 @@ QUIET = {
 """Flower sends nothing to its makers, asks for no newer version and installs nothing."""
 
 OBJECT_BYTES = 1 << 20
-"""Messages are cut into objects of at most this size. Flower drops a message when none of its objects was finished for
-180 s; at 0.2 Mbit/s two of them at a time take 84 s."""
+"""Messages are cut into objects of at most this size; an object that was cut off begins again."""
+
+SMALLEST, LARGEST = 1 << 17, 1 << 22
+"""Limits of an upload's objects, whose size follows the link. Flower drops a message when none of its objects was
+finished for 180 s, and two are on their way at a time: 128 KiB will do down to 12 kbit/s."""
 
 os.environ.update(QUIET)
-os.environ["FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"] = str(OBJECT_BYTES)
 
 if find_spec("flwr") is None:
     raise MissingExtraError(

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
@@ -13,6 +14,9 @@ import httpx
 from morphfed.core.errors import LinkError
 
 T = TypeVar("T")
+
+_EARLY, _LATE = 5, 300
+"""Seconds that a site's clock may be ahead and behind: Flower's bounds on a signed time, less a message's way."""
 
 _AWAY = frozenset({502, 503, 504})
 
@@ -24,10 +28,11 @@ class Retry:
 
     Args:
         seconds: after which the last failure is raised.
+        hope: whether it can still succeed.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, hope: Callable[[], bool] = lambda: True) -> None:
+        self.seconds, self._hope = seconds, hope
 
     def invoke(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call, again if need be.
@@ -40,7 +45,7 @@ class Retry:
             try:
                 return call(*args, **kwargs)
             except httpx.HTTPError as cause:
-                if not _may_heal(cause) or time.monotonic() + wait > end:
+                if not _may_heal(cause) or not self._hope() or time.monotonic() + wait > end:
                     raise
             time.sleep(wait)
             wait = min(2 * wait, 10.0)
@@ -72,19 +77,43 @@ def as_link_errors(where: str) -> Iterator[None]:
 def _refused(where: str, cause: httpx.HTTPStatusError) -> LinkError:
     status = cause.response.status_code
     said = " ".join(re.sub(r"<[^>]*>", " ", cause.response.text[:600]).split())  # a proxy answers with a page
+    skew = _ahead(cause.response)
+    if status == httpx.codes.UNAUTHORIZED and not -_LATE < skew < _EARLY:
+        way = "ahead of" if skew > 0 else "behind"
+        return LinkError(
+            f"{where} does not accept a clock that is wrong: this machine's is {_span(abs(skew))} {way} the "
+            "coordinator's.",
+            fix=f"set the clock, for example with `timedatectl set-ntp true`; it may be {_EARLY} seconds ahead and "
+            f"{_LATE} behind. The site goes on by itself then.",
+        )
     fixes = {
         400: "the proxy did not accept this site's certificate: it may have expired or been revoked. Ask the "
         "coordinator for a new bundle",
-        401: "the key is not this site's, or this machine's clock is more than 5 seconds ahead of the coordinator's or "
-        "five minutes behind: set it, by NTP",
+        401: "the key is not this site's: use the bundle that the coordinator gave, or ask for a new one",
         403: "the run is over, or the site has no part in it; nothing has to be done while the coordinator restarts",
         404: "the address is not that of a federation's proxy, or the versions of flwr differ",
-        412: "the coordinator does not know this site's key, or believes it still connected: after a crash that lasts "
-        "up to a minute",
+        412: "the coordinator does not know this site's key, or another process takes part with it: if one was killed, "
+        "it is let in again within a minute",
         502: "the coordinator is not running; nothing has to be done here until it is",
         413: "the proxy's client_max_body_size is too small: use the configuration that `federation init` wrote",
     }
     return LinkError(f"{where} answers {status}: {said}.", fix=fixes.get(status, "look at the coordinator's log") + ".")
+
+
+def _ahead(response: httpx.Response) -> float:
+    """Seconds by which this machine's clock is ahead of the one that dated a response; 0: it has no date."""
+    try:
+        return _now() - parsedate_to_datetime(response.headers["date"]).timestamp()
+    except (KeyError, ValueError, TypeError):
+        return 0.0
+
+
+def _now() -> float:
+    return time.time()
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 def _unreached(where: str, cause: httpx.HTTPError) -> LinkError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -39,6 +40,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from morphfed.core.errors import LinkError
+from morphfed.federation.transports.flower import LARGEST, SMALLEST
 from morphfed.federation.transports.flower.calls import Retry, as_link_errors
 from morphfed.federation.transports.flower.messages import (
     TooLargeError,
@@ -60,6 +62,10 @@ HEARTBEAT = 20
 
 _BEAT = 12.0  # seconds between two of them
 _BRIEF = 30.0  # seconds for which asking is tried again before the connection is made anew
+_CALL = 20.0  # seconds without a byte after which a call is given up
+_TRANSFER = 150.0  # the same while an object is sent: what the kernel has taken may still have to cross a slow link
+_FIRST_PIECE = 1 << 18
+_PIECE_SECONDS = 5.0  # that an object of the next upload may take, at the rate of the last one
 
 
 @dataclass(frozen=True)
@@ -96,15 +102,22 @@ class FleetLine:
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise LinkError(f"{credentials.key} is no key of this federation.", fix="use the bundle's own.")
         self._public = public_key_to_bytes(key.public_key())
-        self._client = FleetHttpClient(
-            f"https://{self._where}",
-            interceptors=[
-                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
-                NodeAuthHttpInterceptor(key, key.public_key()),
-            ],
-            verify=_context(credentials),
-            timeout=60.0,
+        # Two connections, so that signs of life do not wait for a transfer to time out.
+        context = _context(credentials)
+        self._client, self._transfers = (
+            FleetHttpClient(
+                f"https://{self._where}",
+                interceptors=[
+                    RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                    NodeAuthHttpInterceptor(key, key.public_key()),
+                ],
+                verify=context,
+                timeout=seconds,
+            )
+            for seconds in (_CALL, _TRANSFER)
         )
+        self._number = credentials.key.with_suffix(".node")
+        self._piece = _FIRST_PIECE
         self._retry, self._brief = Retry(patience), Retry(_BRIEF)
         self._node: Node | None = None
         self._stop, self._lost = threading.Event(), threading.Event()
@@ -112,13 +125,32 @@ class FleetLine:
 
     def __enter__(self) -> FleetLine:
         with as_link_errors(self._where):
-            answer = self._client.ActivateNode(
-                ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
-            )
-        self._node = Node(node_id=answer.node_id)
+            self._node = Node(node_id=self._activate())
+        with suppress(OSError):
+            self._number.write_text(str(self._node.node_id))
         self._beats = threading.Thread(target=self._beat, daemon=True)
         self._beats.start()
         return self
+
+    def _activate(self) -> int:
+        """This site's number at the server, which believes a process that was killed connected for up to a minute."""
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=HEARTBEAT)
+        try:
+            return int(self._client.ActivateNode(request).node_id)
+        except httpx.HTTPStatusError as cause:
+            if cause.response.status_code != httpx.codes.PRECONDITION_FAILED or not (before := self._before()):
+                raise
+        # Say goodbye in its place. One process works in a site's folder, so it cannot be alive.
+        with suppress(httpx.HTTPStatusError):
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=before))
+        return int(self._client.ActivateNode(request).node_id)
+
+    def _before(self) -> int:
+        """The number that the last process here was given; 0: not known."""
+        try:
+            return int(self._number.read_text())
+        except (OSError, ValueError):
+            return 0
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -132,6 +164,7 @@ class FleetLine:
             pass  # the server sees it by the missing heartbeats
         finally:
             self._client.close()
+            self._transfers.close()
 
     def _beat(self) -> None:
         """Signs of life, also while the site trains."""
@@ -156,7 +189,7 @@ class FleetLine:
             if not found.messages_list:
                 return None
             tree, run = found.message_object_trees[0], found.messages_list[0].metadata.run_id
-            pull = make_pull_object_fn_protobuf(self._retrying(self._client.PullObject), node, run)
+            pull = make_pull_object_fn_protobuf(self._retrying(self._transfers.PullObject), node, run)
             contents = self._pull(objects_of(tree), pull, limit)
             make_confirm_message_received_fn_protobuf(self._retrying(self._client.ConfirmMessageReceived), node, run)(
                 tree.object_id
@@ -175,7 +208,8 @@ class FleetLine:
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
         try:
-            return dict(pull_objects(names, bounded(pull, limit)))
+            # The coordinator may still be leaving them.
+            return dict(pull_objects(names, bounded(pull, limit), initial_backoff=0.1, backoff_cap=1.0))
         except (TooLargeError, ObjectPullError):
             return None
 
@@ -190,7 +224,7 @@ class FleetLine:
         while True:
             try:
                 with as_link_errors(self._where):
-                    self._push(Message(wrap(content), reply_to=cast(Message, question.handle)))
+                    self._push(Message(wrap(content, self._piece), reply_to=cast(Message, question.handle)))
                 return
             except ObjectPushError as cause:  # the session ran out while the network was away
                 if time.monotonic() > end:
@@ -202,8 +236,8 @@ class FleetLine:
         from flwr.app.message import remove_content_from_message
         from flwr.common.serde import message_to_proto
 
-        node, run = cast(Node, self._node), message.metadata.run_id
-        message.metadata.__dict__["_message_id"] = message.object_id
+        node, run, root = cast(Node, self._node), message.metadata.run_id, message.object_id
+        message.metadata.__dict__["_message_id"] = root
         with no_object_id_recompute():
             request = PushMessagesRequest(
                 node=node,
@@ -211,8 +245,26 @@ class FleetLine:
                 message_object_trees=[get_object_tree(message)],
             )
             given = self._retry.invoke(self._client.PushMessages, request)
-            push = make_push_object_fn_protobuf(self._retrying(self._client.PushObject), node, run, given.session_id)
-            push_objects(get_all_nested_objects(message), push, object_ids_to_push=set(given.objects_to_push))
+            push = make_push_object_fn_protobuf(self._retrying(self._transfers.PushObject), node, run, given.session_id)
+            parts, missing = get_all_nested_objects(message), set(given.objects_to_push)
+            last = parts.pop(root).deflate()
+            self._adapt(push_objects, parts, push, missing - {root})
+            if root in missing:  # once it is there, the coordinator knows that the others are
+                push(root, last)
+
+    def _adapt(self, send: Any, parts: dict[str, Any], push: Any, missing: set[str]) -> None:
+        """Send objects; the next upload's are as large as the link deserves."""
+        sent, began = 0, time.monotonic()
+
+        def counted(name: str, content: bytes) -> None:
+            nonlocal sent
+            push(name, content)
+            sent += len(content)
+
+        send(parts, counted, object_ids_to_push=missing)
+        if sent >= _FIRST_PIECE:  # two are on their way at a time
+            rate = sent / max(time.monotonic() - began, 1e-3)
+            self._piece = int(min(LARGEST, max(SMALLEST, rate * _PIECE_SECONDS / 2)))
 
 
 def _context(credentials: Credentials) -> ssl.SSLContext:

@@ -6,19 +6,46 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flwr.app import Message
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, ObjectPushError
 
 from morphfed.federation.transports.flower.calls import as_link_errors
 from morphfed.federation.transports.flower.messages import TYPE, unwrap, wrap
 from morphfed.federation.transports.link import Presence
 
 if TYPE_CHECKING:
-    from flwr.serverapp import Grid
+    from collections.abc import Iterable
 
-_LOOK = 1.0  # seconds for which a look at the nodes is good
+    from flwr.proto.message_pb2 import ObjectTree
+    from flwr.proto.node_pb2 import NodeInfo
+
+_LOOK = 2.0  # seconds for which a look at the nodes is good
+
+
+class Answers(Protocol):
+    """Flower's Grid, with looks at answers that do not wait for those which are still on their way."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Leave messages at the server."""
+        ...
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Those that are connected."""
+        ...
+
+    def announced(self, tickets: Collection[str]) -> Iterable[tuple[str, ObjectTree]]:
+        """Of these messages, those for which an answer has begun to arrive, each once, and its objects."""
+        ...
+
+    def arrived(self, tree: ObjectTree) -> bool | None:
+        """Whether all objects of an answer are there; None: it was given up."""
+        ...
+
+    def fetch(self, tree: ObjectTree) -> Message:
+        """An answer that is there, which is then deleted at the server."""
+        ...
 
 
 class GridLink:
@@ -30,9 +57,10 @@ class GridLink:
         where: the server, for messages.
     """
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int], *, where: str = "Flower's server") -> None:
+    def __init__(self, grid: Answers, nodes: Mapping[str, int], *, where: str = "Flower's server") -> None:
         self._grid, self._nodes, self._where = grid, dict(nodes), where
         self._asked: dict[str, str] = {}
+        self._coming: dict[str, ObjectTree] = {}
         self._seen: dict[str, float] = {}
         self._looked = (0.0, dict[str, Presence]())
 
@@ -51,14 +79,27 @@ class GridLink:
         return ""
 
     def take(self, tickets: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
-        """Pull what has arrived, ticket by ticket, so that one message at a time is in memory."""
-        for ticket in [t for t in tickets if t]:
+        """Pull what has arrived whole, one message at a time in memory; who sends slowly holds nobody up."""
+        if unknown := [ticket for ticket in tickets if ticket and ticket not in self._coming]:
             with as_link_errors(self._where):
-                found = list(self._grid.pull_messages([ticket]))
-            for message in found:
-                # Only the node that holds the site's key can answer for it.
-                right = message.metadata.src_node_id == self._nodes[self._asked[ticket]]
-                yield ticket, unwrap(message) if right else None
+                self._coming |= dict(self._grid.announced(unknown))
+        for ticket in [ticket for ticket in tickets if ticket in self._coming]:
+            tree, message = self._coming[ticket], None
+            with as_link_errors(self._where):
+                there = self._grid.arrived(tree)
+                if there is False:
+                    continue
+                # A site that sends nonsense must not end the run: its answer is lost.
+                with suppress(ObjectPullError, ValueError):
+                    message = self._grid.fetch(tree) if there else None
+            del self._coming[ticket]
+            # Only the node that holds the site's key can answer for it.
+            right = message is not None and message.metadata.src_node_id == self._nodes[self._asked[ticket]]
+            yield ticket, unwrap(message) if message is not None and right else None
+
+    def coming(self, ticket: str) -> bool:
+        """Whether its first objects are at the server."""
+        return ticket in self._coming
 
     def presence(self) -> Mapping[str, Presence]:
         """From the heartbeats that the server has seen."""
@@ -69,8 +110,9 @@ class GridLink:
         now, found = time.time(), {}
         for site, number in self._nodes.items():
             node = online.get(number)
-            if node is not None:
-                self._seen[site] = now
+            if node is not None:  # each sign of life is good for twice the time between two
+                last = node.online_until - 2 * node.heartbeat_interval
+                self._seen[site] = last if 0 < last <= now else now
             since = datetime.fromisoformat(node.last_activated_at).timestamp() if node else None
             found[site] = Presence(node is not None, self._seen.get(site), since)
         self._looked = (time.monotonic(), found)

@@ -3,35 +3,57 @@
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
+
+from morphfed.federation.transports.flower import OBJECT_BYTES
+from morphfed.federation.transports.parcel import frame
 
 if TYPE_CHECKING:
     from flwr.proto.message_pb2 import ObjectTree
 
-RECORD, ARRAY, KIND = "parcel", "content", "morphfed.parcel"
+FRAME, TENSORS, CONTENT, KIND = "frame", "tensors", "content", "morphfed.parcel"
 TYPE = "query"
 """Of every message: what is asked is in the parcel."""
 
 
-def wrap(content: bytes) -> RecordDict:
-    """Bytes as one array, which Flower cuts into objects that travel by themselves."""
-    array = Array(dtype="uint8", shape=(len(content),), stype=KIND, data=content)
-    return RecordDict({RECORD: ArrayRecord(OrderedDict({ARRAY: array}))})
+def wrap(content: bytes, piece: int = OBJECT_BYTES) -> RecordDict:
+    """Bytes as a message's content, in objects that travel by themselves.
+
+    A parcel's frame and the bytes of its tensors are kept apart: the tensors of a download are the same for every
+    site, and Flower keeps and sends equal objects once.
+
+    Args:
+        content: a parcel.
+        piece: bytes of an object of tensors.
+    """
+    cut = frame(content)
+    records: dict[str, Any] = {FRAME: ConfigRecord({KIND: content[:cut]})}
+    if cut < len(content):
+        array = Array(dtype="uint8", shape=(len(content) - cut,), stype=KIND, data=content[cut:])
+        view = memoryview(array.data)
+        chunks = [ArrayChunk(view[at : at + piece]) for at in range(0, len(view), piece)]
+        array.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
+        records[TENSORS] = made = ArrayRecord()
+        made[CONTENT] = array  # given to its constructor it would be copied, without its pieces
+    return RecordDict(records)
 
 
 def unwrap(message: Message) -> bytes | None:
     """The bytes; None: the message holds an error, or something else than a parcel."""
     if message.has_error() or not message.has_content():
         return None
-    record = message.content.get(RECORD)
-    if not isinstance(record, ArrayRecord) or ARRAY not in record or record[ARRAY].stype != KIND:
+    head, tensors = message.content.get(FRAME), message.content.get(TENSORS)
+    if not isinstance(head, ConfigRecord) or not isinstance(first := head.get(KIND), bytes):
         return None
-    data: bytes = record[ARRAY].data
-    return data
+    if tensors is None:
+        return first
+    if not isinstance(tensors, ArrayRecord) or CONTENT not in tensors or tensors[CONTENT].stype != KIND:
+        return None
+    return b"".join((first, tensors[CONTENT].data))
 
 
 class TooLargeError(Exception):

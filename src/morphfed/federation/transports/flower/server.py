@@ -12,25 +12,32 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import run_from_proto
 from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, StartRunRequest
 from flwr.proto.fab_pb2 import Fab
+from flwr.proto.message_pb2 import PullObjectRequest
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
+    PullAppMessagesRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
 from flwr.supercore.control.control_http_client import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -39,6 +46,11 @@ from flwr.superlink.grid import HttpGrid
 from morphfed.core.errors import LinkError
 from morphfed.federation.transports.flower import QUIET
 from morphfed.federation.transports.flower.calls import Retry, as_link_errors
+from morphfed.federation.transports.flower.messages import objects_of, read_message
+
+if TYPE_CHECKING:
+    from flwr.app import Message
+    from flwr.proto.message_pb2 import ObjectTree
 
 APP = """\
 [project]
@@ -65,6 +77,10 @@ _BEAT = 15.0
 _START = (
     "import ctypes, signal, sys\n"
     "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"  # PR_SET_PDEATHSIG: not without us
+    "import uvicorn\n"
+    "run = uvicorn.run\n"
+    # A line for every look of every site is half a gigabyte a day.
+    "uvicorn.run = lambda **options: run(**{**options, 'access_log': False})\n"
     "from flwr.superlink.cli import flower_superlink\n"
     "sys.argv[0] = 'flower-superlink'\n"
     "flower_superlink()\n"
@@ -116,6 +132,9 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         files = self._files
+        end = time.monotonic() + _PATIENCE  # the server of a coordinator that was killed ends by itself
+        while _listening(files.port) and time.monotonic() < end:
+            time.sleep(0.2)
         if _listening(files.port):
             raise LinkError(
                 f"Port {files.port} of this machine is taken.",
@@ -168,22 +187,54 @@ class Server:
         self._process = None
 
 
+class WaitingGrid(HttpGrid):
+    """Flower's Grid, whose own way of pulling a message waits until its sender has sent all of it."""
+
+    def announced(self, tickets: Collection[str]) -> list[tuple[str, ObjectTree]]:
+        """Answers that have begun to arrive, each once."""
+        found = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=list(tickets)))
+        names = [message.metadata.reply_to_message_id for message in found.messages_list]
+        return list(zip(names, found.message_object_trees, strict=True))
+
+    def arrived(self, tree: ObjectTree) -> bool | None:
+        """Whether a message's own object is there, which sites send last."""
+        asked = PullObjectRequest(node=self.node, run_id=self.run.run_id, object_id=tree.object_id)
+        found = self._runtime_client.PullObject(asked)
+        return bool(found.object_available) if found.object_found else None
+
+    def fetch(self, tree: ObjectTree) -> Message:
+        """All of it, within seconds: whoever sent the last object first has to be quick.
+
+        Raises:
+            ObjectPullError: an object is missing.
+            ValueError: damaged.
+        """
+        node, run, client = self.node, self.run.run_id, self._runtime_client
+        pull = make_pull_object_fn_protobuf(client.PullObject, node, run)
+        contents = pull_objects(objects_of(tree), pull, max_time=_PATIENCE, max_tries_per_object=5)
+        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run)(tree.object_id)
+        return read_message(tree.object_id, contents)
+
+
 class Run:
     """A run at the server, for use in a ``with`` block; its Grid is that of the round loop.
 
     Args:
         files: of the server.
         keys: site → public key, PEM.
+        alive: whether the server's process runs; calls to a dead one are not tried again.
 
     Raises:
         LinkError: on entry: the server cannot be reached or refuses.
     """
 
-    def __init__(self, files: ServerFiles, keys: Mapping[str, bytes]) -> None:
-        self._files, self._keys = files, dict(keys)
+    def __init__(
+        self, files: ServerFiles, keys: Mapping[str, bytes], *, alive: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._files, self._keys, self._retry = files, dict(keys), Retry(_PATIENCE, alive)
         self._where = f"Flower's server at {files.address}"
         self._stop = threading.Event()
-        self.grid: HttpGrid | None = None
+        self.grid: WaitingGrid | None = None
         self.nodes: dict[str, int] = {}
         self._run_id = 0
 
@@ -208,7 +259,7 @@ class Run:
         if self.grid is None:
             return
         with suppress(httpx.HTTPError):
-            self.grid._retry_invoker.seconds = 1.0
+            self._retry.seconds = 1.0
             outcome = "failed" if failed[0] is not None else "completed"
             self.grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=outcome, details=""))
         self.grid.close()
@@ -222,7 +273,7 @@ class Run:
             insecure=False,
             root_certificates=self._files.authority.read_bytes(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), *interceptors],
-            retry_invoker=Retry(_PATIENCE),
+            retry_invoker=self._retry,
         )
 
     def _register(self, control: ControlHttpClient) -> dict[str, int]:
@@ -256,9 +307,9 @@ class Run:
             client.close()
         raise LinkError(f"{self._where} gave no token for its run.", fix="stop other programs that use this server.")
 
-    def _connect(self, token: str) -> HttpGrid:
-        grid = HttpGrid(self._files.address, False, self._files.authority.read_bytes(), token=token)
-        grid._retry_invoker = Retry(_PATIENCE)
+    def _connect(self, token: str) -> WaitingGrid:
+        grid = WaitingGrid(self._files.address, False, self._files.authority.read_bytes(), token=token)
+        grid._retry_invoker = self._retry
         given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id
         TaskIdentity.node_id = given.context.node_id
