@@ -33,7 +33,9 @@ app.command("morphfed.cli.plan:run", name="plan", help="Show what a study would 
 app.command("morphfed.cli.run:run", name="run", help="Run or resume a study; ends with a report.")
 app.command("morphfed.cli.report:run", name="report", help="Write the report of a run again.")
 app.command("morphfed.cli.coordinator:app", name="coordinator", help="Run a federation over a network.")
-app.command("morphfed.cli.federation:app", name="federation", help="Set up a federation over a network.")
+app.command(
+    "morphfed.cli.federation:app", name="federation", help="Set up, watch and look after a federation over a network."
+)
 app.command("morphfed.cli.site:app", name="site", help="Take part in a federation over a network.")
 app.command("morphfed.cli.catalogue:list_", name="list", help="List algorithms, models, heads, sources or classes.")
 app.command("morphfed.cli.catalogue:show", name="show", help="Explain one algorithm, model, head, source or class.")

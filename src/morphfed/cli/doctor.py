@@ -34,12 +34,13 @@ def run(json: bool = False, runs: Path = Path("runs"), federation: Path | None =
     """Check this machine: Python, torch and its pair, speed, memory, disk, extras.
 
     With --federation instead what a federation over a network needs: versions, certificates, name, port, TLS, clock,
-    key, disk, speed. That connects to the coordinator and sends it up to 6 MB without meaning.
+    key, disk, speed. That connects to the coordinator and sends it up to 5.4 MB without meaning.
 
     Args:
         json: print machine-readable JSON instead of the table.
         runs: folder that runs are going to be written to.
-        federation: a site's join bundle (.zip) or folder; at the coordinator the federation's folder.
+        federation: check what a federation over a network needs instead, and connect to it: a site's join bundle
+            (.zip) or folder; at the coordinator the federation's folder.
 
     Returns:
         0, or 1 if a check failed.

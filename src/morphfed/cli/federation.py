@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cyclopts
 
-app = cyclopts.App(name="federation", help="Set up a federation over a network, and see how it does.")
+app = cyclopts.App(name="federation", help="Set up, watch and look after a federation over a network.")
 
 
 @app.command

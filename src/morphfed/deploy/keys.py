@@ -138,8 +138,8 @@ def read_certificate(pem: bytes) -> x509.Certificate:
     Raises:
         ValueError: not PEM.
     """
-    x509, _ = _library()
-    found: x509.Certificate = x509.load_pem_x509_certificate(pem)
+    library, _ = _library()
+    found: x509.Certificate = library.load_pem_x509_certificate(pem)
     return found
 
 
