@@ -244,10 +244,15 @@ def test_the_live_view_fits_a_narrow_terminal(status: Status | None, tmp_path: P
 
     for width in (80, 140):
         out = StringIO()
-        Console(file=out, width=width, force_terminal=True, color_system=None).print(watch.view(status, tmp_path))
+        Console(file=out, width=width, force_terminal=True, color_system=None).print(
+            watch.view(status, tmp_path, width=width)
+        )
         assert all(len(line) <= width for line in out.getvalue().splitlines())
-        for site in () if status is None else status.sites:
-            assert site.name in out.getvalue()
+        for site in () if status is None else status.sites:  # a row each, unbroken
+            assert any(
+                li.startswith(site.name) and watch.said(site, live=status is None or not status.ended) in li
+                for li in out.getvalue().splitlines()
+            )
 
 
 def test_status_and_watch_start_without_torch(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def state_of(machines: Machines, site: str) -> str:
     return str({s["name"]: s["state"] for s in told["sites"]}.get(site, ""))
 
 
-def until(machines: Machines, site: str, states: set[str], seconds: float = 300) -> str:
+def until(machines: Machines, site: str, states: set[str], seconds: float = 900) -> str:
     end = time.monotonic() + seconds
     while (state := state_of(machines, site)) not in states:
         assert time.monotonic() < end, f"{site} is {state}\n{machines.log('coordinator')}"
@@ -56,6 +56,7 @@ def doctor(machines: Machines, path: str) -> dict[str, Any]:
 
 def test_a_run_is_watched_and_its_machines_are_checked(machines: Machines, tiny: Path) -> None:
     tiny.write_text(tiny.read_text().replace("rounds = 3", "rounds = 8"))
+    machines.waits["gather"] = 900
     machines.init()
     for site in ("alder", "birch"):
         machines.prepare(site)
@@ -69,7 +70,7 @@ def test_a_run_is_watched_and_its_machines_are_checked(machines: Machines, tiny:
     assert doctor(machines, "fed/bundles/birch.zip")["key"]["status"] == "PASS"  # registered; in, and out again
     for site in ("alder", "birch"):
         machines.join(site)
-    machines.until("birch", "train 2")
+    machines.until("birch", "train 2", 900)
     assert "join` runs here" in doctor(machines, "alder")["key"]["found"]
     here = doctor(machines, "fed")
     assert {here[name]["status"] for name in ("strangers", "tls", "inner port", "revoked")} == {"PASS"}
@@ -79,7 +80,7 @@ def test_a_run_is_watched_and_its_machines_are_checked(machines: Machines, tiny:
     until(machines, "birch", {"away"})
     machines.running["birch"].send_signal(signal.SIGCONT)
     until(machines, "birch", {"working", "connected"})
-    assert machines.wait("coordinator", 600) == 0
+    assert machines.wait("coordinator", 900) == 0
     assert machines.wait("watch", 60) == 0
     keep(machines, "done")
     told = machines.log("watch")

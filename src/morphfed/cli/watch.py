@@ -23,6 +23,7 @@ LOOK = 1.0
 GRACE = 60.0
 """Seconds for which a coordinator that was killed may come back (systemd starts it again after ten)."""
 
+_BAR, _WIDE = 40, 110  # columns
 _COLOURS = {"late": "yellow", "away": "yellow", "refused": "red", "revoked": "red", "working": "cyan"}
 _CONDITIONS: dict[Condition, str] = {
     "not started": "not started",
@@ -153,56 +154,65 @@ def as_json(status: Status | None, *, indent: int | None = 2) -> str:
 
 
 # ── the live view ───────────────────────────────────────────────────────────────────────────────────────────
-def view(status: Status | None, folder: Path) -> RenderableType:
+def view(status: Status | None, folder: Path, *, width: int = 120) -> RenderableType:
     """What the terminal shows."""
     from rich.console import Group
-    from rich.markup import escape
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
     from rich.text import Text
 
     state = condition(status)
     footer = Text("Ctrl-C leaves this view; the federation goes on.", style="dim")
     if status is None:
         return Group(Text(f"{folder}: not started yet. Waiting for `morphfed coordinator start {folder}`."), footer)
+    live = state == "running"
     colour = {"running": "cyan", "done": "green", "failed": "red", "killed": "red"}.get(state, "yellow")
     parts: list[RenderableType] = [
         Text.assemble((f"federation {status.federation}", "bold"), "  ", (_CONDITIONS[state], colour)),
         Text(f"study {status.study}, hash {status.study_hash[:12]}", style="dim"),
         Text(headline(status)),
     ]
-    if status.unit is not None:
-        parts.append(ProgressBar(total=status.unit.rounds, completed=status.unit.round, width=40))
+    if unit := status.unit:
+        done = round(_BAR * unit.round / unit.rounds)
+        parts.append(Text.assemble(("━" * done, "cyan"), ("─" * (_BAR - done), "dim")))
     if cost := figures(status):
         parts.append(Text(cost))
-    if state == "running" and status.doing:
+    if live and status.doing:
         parts.append(Text(f"now: {status.doing}"))
-    metric = status.unit.metric if status.unit else "validation"
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("site", "state", "last seen", "goes on without it", "loss", metric, "missed", "down", "up"):
-        table.add_column(title, no_wrap=title in ("site", "down", "up", "last seen"), overflow="fold")
-    live = state == "running"
-    for site in status.sites:
-        value = site.validation.get(metric)
-        table.add_row(
-            escape(site.name),
-            Text(said(site, live=live), style=_COLOURS.get(site.state, "green") if live else ""),
-            clock(site.seen),
-            clock(site.until) if live and site.until else "",
-            "–" if site.loss is None else f"{site.loss:.3g}",
-            "–" if value is None else f"{value:.3f}",
-            str(site.missed),
-            size(site.bytes_down),
-            size(site.bytes_up),
-        )
-    parts += [Text(), table]
+    parts += [Text(), _table(status, live=live, wide=width >= _WIDE)]
     parts += [Text(f"{site.name}: {site.why}", style="red") for site in status.sites if site.why]
     parts.append(Text())
     for line in status.lines[-6:]:
         style = "yellow" if line.level == "warning" else "dim"
-        parts.append(Text(f"{line.time.astimezone():%H:%M:%S} {line.text}", style=style, overflow="ellipsis"))
+        parts.append(Text(f"{line.time.astimezone():%H:%M:%S} {line.text}", style=style))
     parts.append(Text.assemble((f"as of {status.written.astimezone():%H:%M:%S}. ", "dim"), footer))
     return Group(*parts)
+
+
+def _table(status: Status, *, live: bool, wide: bool) -> RenderableType:
+    """A row a site; on a narrow terminal without bytes and without what its state says anyway."""
+    from rich.table import Table
+    from rich.text import Text
+
+    metric = status.unit.metric if status.unit else "validation"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("site", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for title in ("goes on without it", "loss", metric.replace("_", " "), "rounds missed"):
+        table.add_column(title)
+    for title in ("last seen", "to it", "from it") if wide else ():
+        table.add_column(title, no_wrap=True)
+    for site in status.sites:
+        value = site.validation.get(metric)
+        more = (clock(site.seen), size(site.bytes_down), size(site.bytes_up)) if wide else ()
+        table.add_row(
+            Text(site.name),
+            Text(said(site, live=live), style=_COLOURS.get(site.state, "green") if live else ""),
+            clock(site.until) if live and site.until else "",
+            "–" if site.loss is None else f"{site.loss:.3g}",
+            "–" if value is None else f"{value:.3f}",
+            str(site.missed),
+            *more,
+        )
+    return table
 
 
 def follow(folder: Path, *, json: bool, sleep: Callable[[float], None] = time.sleep) -> int:
@@ -220,8 +230,8 @@ def follow(folder: Path, *, json: bool, sleep: Callable[[float], None] = time.sl
     from rich.live import Live
 
     console = Console()
-    with Live(view(status, folder), console=console, auto_refresh=False, screen=console.is_terminal) as live:
-        code = _follow(folder, status, lambda found: live.update(view(found, folder), refresh=True), sleep)
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        code = _follow(folder, status, lambda s: live.update(view(s, folder, width=console.width), refresh=True), sleep)
     sys.stdout.write("\n".join(snapshot(read_status(folder), folder)) + "\n")  # stays when the screen is gone
     return code
 
