@@ -154,3 +154,28 @@ def test_the_files_need_nothing_from_elsewhere() -> None:
     assert not re.findall(r"<script(?![^>]*src=)|<style|\sstyle=|\son\w+=", html)
     assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|\.style\b", script)
     assert set(re.findall(r'(?:src|href)="(/[^"]*)"', html)) == set(FILES) - {"/"}
+
+
+def _luminance(colour: str) -> float:
+    """Relative, of a colour such as #1a2b3c or #abc (WCAG 2.2)."""
+    full = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+    parts = [int(full[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_can_be_read_on_its_ground(theme: str) -> None:
+    css = (HERE / "page.css").read_text()
+    light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", light if theme == "light" else dark))
+    grounds = {
+        "ink": ["paper", "card", "bad-back", "warn-back"],
+        "quiet": ["paper", "card"],
+        "bad": ["bad-back", "card"],
+    }
+    grounds |= {"good": ["good-back"], "warn": ["warn-back", "paper"], "off": ["off-back"], "accent": ["work-back"]}
+    for text, behind in grounds.items():
+        for ground in behind:
+            low, high = sorted((_luminance(colours[text]), _luminance(colours[ground])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, f"{text} on {ground}"
