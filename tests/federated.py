@@ -150,7 +150,7 @@ class Federation:
             relative = frozenset(uploads) & frozenset(going)
             self.plan = Plan("unit", tuple(sizes), securing, weighting, uploads, relative, trained, "test")
         masked = self.plan.declared if self.plan else None
-        declaration = Declaration(self.coding.specs, numbers, "test", VALIDATION_METRICS, statistics, masked)
+        declaration = Declaration(self.coding.specs, numbers, "test", VALIDATION_METRICS, statistics, masked=masked)
         self.gates = {
             name: EgressGate(name, declaration, folder / f"{name}.jsonl" if folder else None) for name in sizes
         }

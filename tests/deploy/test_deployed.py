@@ -192,3 +192,30 @@ def test_a_site_with_a_broken_ledger_does_not_start(tiny: Path, tmp_path: Path) 
 def test_settings_are_read_back_as_they_were_written(tiny: Path, tmp_path: Path) -> None:
     consortium = Consortium(tiny, tmp_path)
     assert consortium.settings == FederationSettings(name="tiny", host="localhost", port=443)
+
+
+def test_a_question_that_comes_again_gets_the_same_answer_without_training_twice(tiny: Path, tmp_path: Path) -> None:
+    """Its answer was lost on its way. The noise, drawn in secret, would differ if it were drawn again."""
+    noise = '\n[arms.fedavg.federation.noise]\nkind = "as_published"\nalpha = 0.01\ndraw = "secret"\n'
+    tiny.write_text(tiny.read_text().replace("[arms.fedavg]\n", "[arms.fedavg]\n" + noise))
+    consortium = Consortium(tiny, tmp_path)
+    link, lost = consortium.link(), []
+
+    def change(site: str, question: bytes, answer: bytes) -> list[bytes | None]:
+        asked = unpack(question, limit=1 << 26)
+        if (site, asked.kind, asked.head.get("round")) == ("birch", "train", 2) and len(lost) < 2:
+            lost.append(unpack(answer, limit=1 << 26))
+            return [None] if len(lost) == 1 else [answer]
+        return [answer]
+
+    link.change = change
+    unit = read_json(consortium.train(link) / "unit.json")
+    first, second = lost
+    assert first.head["nonce"] != second.head["nonce"]
+    assert all(first.tensors[name].equal(second.tensors[name]) for name in first.tensors)
+    assert unit["rejected"] == []
+    found = list(records(tmp_path / "machines/birch/ledger.jsonl"))
+    assert [r["round"] for r in found if "weight" in r] == [1, 2, 3]
+    (repeat,) = [r for r in found if r.get("kind") == "repeat"]
+    assert (repeat["round"], "weight" in found[repeat["repeats"] - 1]) == (2, True)
+    assert verify(tmp_path / "machines/birch/ledger.jsonl").sound

@@ -20,6 +20,7 @@ from morphfed.cli import call, watch
 from morphfed.core.errors import ConfigError, StorageError
 from morphfed.core.files import read_json, write_json
 from morphfed.deploy.coordinator import train_over
+from morphfed.deploy.judging import jobs_of
 from morphfed.deploy.recorder import Recorder, late_since, state_of
 from morphfed.deploy.status import Status, alive, condition, exit_code, read_status
 from morphfed.federation.transports.standing import Look, Standing
@@ -48,9 +49,11 @@ def test_a_run_leaves_its_figures_site_by_site(tiny: Path, tmp_path: Path) -> No
     run, path = folder / "run", folder / "run/status.json"
     recorder = Recorder(folder, "tiny", consortium.agreed, run, path)
     link = consortium.link()
-    unit = consortium.agreed.units[0]
+    job = jobs_of(consortium.agreed)[0]
+    unit = job.units[0]
+    recorder.begin(job)
     train_over(link, unit, consortium.agreed, consortium.settings, run, recorder=recorder)
-    recorder.finish(unit)
+    recorder.finish(job)
     recorder.end("done", 0, None)
     told, kept = read_status(folder), read_json(run / UNIT / "unit.json")
     assert told is not None

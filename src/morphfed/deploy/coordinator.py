@@ -18,8 +18,18 @@ from morphfed.core.errors import LinkError, MorphfedError, StorageError
 from morphfed.core.files import sha256_text
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Tensors
+from morphfed.deploy.judging import (
+    Finished,
+    Job,
+    Judging,
+    jobs_of,
+    judge_again,
+    largest_answer,
+    train_alone,
+)
 from morphfed.deploy.provision import FederationSettings, read_federation
 from morphfed.deploy.recorder import Recorder, end_quietly
+from morphfed.deploy.results import timed, write_report_of
 from morphfed.deploy.review import network_of
 from morphfed.deploy.revocation import Revoked
 from morphfed.deploy.status import RUN, STATUS
@@ -64,6 +74,7 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
         lock.acquire(timeout=2)
     except Timeout as cause:
         raise StorageError(f"Another coordinator works in {folder}.", fix="stop it, or wait for it.") from cause
+    jobs = jobs_of(agreed)
     recorder = Recorder(folder, settings.name, agreed, run, run / STATUS, revoked=Revoked(folder))
 
     def tell(event: Event) -> None:
@@ -72,8 +83,12 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
 
     try:
         recorder.write()
-        with Server(server_files(folder, settings)) as server:
-            _train_all(folder, settings, agreed, server, recorder, tell)
+        with timed(run):
+            if not all(job.is_done(agreed, run) for job in jobs):
+                with Server(server_files(folder, settings)) as server:
+                    _train_all(folder, settings, agreed, server, recorder, tell)
+        if agreed.releases:
+            write_report_of(agreed, run, report=tell)
         recorder.end("done", 0, None)
     except KeyboardInterrupt as cause:
         end_quietly(recorder, "stopped", 130, cause)
@@ -86,7 +101,7 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
         raise
     finally:
         lock.release()
-    return [unit.folder(run) for unit in agreed.units]
+    return [unit.folder(run) for job in jobs for unit in job.units if is_done(unit, run)]
 
 
 def server_files(folder: Path, settings: FederationSettings) -> ServerFiles:
@@ -111,19 +126,21 @@ def _train_all(
     from morphfed.federation.transports.flower.server import Run
 
     files, run = server_files(folder, settings), folder / RUN
-    keys = {site: (folder / "coordinator" / "sites" / f"{site}.pub").read_bytes() for site in agreed.sites}
+    keys = {site: (folder / "coordinator" / "sites" / f"{site}.pub").read_bytes() for site in agreed.everyone}
     failures, seen = 0, -1
-    while todo := [unit for unit in agreed.units if not is_done(unit, run)]:
+    tried: set[str] = set()  # a site that is away is asked for its scores once a start
+    while todo := [job for job in jobs_of(agreed) if job.key not in tried and not job.is_done(agreed, run)]:
         try:
             if not server.alive:
                 server.start()
             with Run(files, keys, alive=lambda: server.alive) as opened:
-                for unit in todo:
-                    _train(unit, agreed, settings, opened, run, recorder, report, last=unit is todo[-1])
-                    recorder.finish(unit)
+                for job in todo:
+                    _train(job, agreed, settings, opened, run, recorder, report, last=job is todo[-1])
+                    tried.add(job.key)
+                    recorder.finish(job)
         except LinkError as cause:
             check_room(run, _ROOM)  # a server whose disk is full answers with errors of its own
-            at = _progress(todo[0], run)
+            at = _progress(todo[0].units[0], run)
             failures = 1 if at != seen else failures + 1
             seen = at
             if failures >= _ATTEMPTS:
@@ -154,7 +171,7 @@ def _progress(unit: Unit, run: Path) -> int:
 
 
 def _train(
-    unit: Unit,
+    job: Job,
     agreed: Agreed,
     settings: FederationSettings,
     opened: Run,
@@ -168,7 +185,15 @@ def _train(
 
     assert opened.grid is not None
     link = GridLink(opened.grid, opened.nodes)
-    train_over(link, unit, agreed, settings, run, last=last, recorder=recorder, report=report)
+    recorder.begin(job)
+    if job.alone:
+        ledgers = train_alone(link, job, agreed, settings, run, last=last, recorder=recorder, report=report)
+    elif is_done(job.units[0], run):
+        ledgers = judge_again(link, job.units[0], agreed, settings, run, last=last, recorder=recorder, report=report)
+    else:
+        remote = train_over(link, job.units[0], agreed, settings, run, last=last, recorder=recorder, report=report)
+        ledgers = remote.ledgers
+    recorder.told(ledgers)
 
 
 def train_over(
@@ -193,8 +218,6 @@ def train_over(
         report: progress.
     """
     arm, study, folder = agreed.arms[unit.arm], agreed.study, unit.folder(run)
-    if recorder is not None:
-        recorder.begin(unit)
     network = network_of(unit, agreed, torch.device("cpu"))
     room = _ROOM + 2 * sum(t.nbytes for t in network.backbone.module.state_dict().values())
 
@@ -207,14 +230,17 @@ def train_over(
         link,
         {"study": agreed.hash, "unit": unit.key, "version": __version__},
         quorum=arm.federation.quorum,
-        limit=network.upload_bytes,
+        limit=max(network.upload_bytes, largest_answer(study)),
         spool=run / "spool",
         patience=Patience(settings.deadline, settings.absent),
         report=tell,
         task=unit.key,
-        observe=recorder.look if recorder is not None else None,
+        observe=recorder.observer() if recorder is not None else None,
     )
     remote.gather(network.digest(), settings.gather)
+    judging = Judging(link, agreed, settings, run, report, remote, recorder) if agreed.releases else None
+    if judging is not None:
+        judging.ask_facts(unit, agreed.everyone, wait=False)
     loop = RoundLoop(
         arm.federation,
         coordinator=network.coordinator(),
@@ -237,8 +263,14 @@ def train_over(
     remote.use_state_of(use)
     settled = settle(unit, study, remote, outcome, model, sites)
     downloads: dict[str, Tensors] = dict.fromkeys(agreed.sites, model) | downloads_of(model, sites)
+    ledgers = {}
+    if judging is not None:
+        finished = Finished(unit, network.digest(), downloads, model, use, settled[0])
+        ledgers = judging.ask_scores(finished)
     remote.finish(downloads, use=use, over=last)
-    told: dict[str, Any] = {"over": "network", "ledgers": remote.ledgers, **settled[0]}
+    if judging is not None and agreed.held_out:
+        ledgers |= judging.finish(finished, agreed.held_out, over=last)
+    told: dict[str, Any] = {"over": "network", "ledgers": ledgers | remote.ledgers, **settled[0]}
     if network.noise:
         told["noise"] = network.noise.describe(outcome.progress.round)
     if network.sums:

@@ -100,7 +100,7 @@ def init(
     _write_coordinator(folder, authority, settings, days)
     bundles = [
         write_site(folder, site, authority, settings, agreed.hash, study_file.read_bytes(), days)
-        for site in agreed.sites
+        for site in agreed.everyone
     ]
     write_bytes(folder / STUDY, study_file.read_bytes())
     until = datetime.now(UTC) + timedelta(days=days)
@@ -204,7 +204,7 @@ def _write_texts(folder: Path, settings: FederationSettings, agreed: Agreed, unt
         "port": settings.port,
         "inner": settings.inner_port,
         "folder": folder,
-        "sites": ", ".join(agreed.sites),
+        "sites": ", ".join(agreed.sites) + (f"; held out: {', '.join(agreed.held_out)}" if agreed.held_out else ""),
         "study": agreed.study.name,
         "hash": agreed.hash,
         "until": f"{until:%Y-%m-%d}",

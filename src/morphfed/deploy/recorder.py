@@ -16,14 +16,14 @@ from morphfed import __version__
 from morphfed.core.errors import MorphfedError, StorageError
 from morphfed.core.files import write_json
 from morphfed.core.progress import Event
+from morphfed.deploy.judging import Job, jobs_of
 from morphfed.deploy.status import Failure, Line, SiteState, SiteStatus, Status, UnitLine, UnitStatus, read_status
 from morphfed.experiment.train_unit import is_done, read_unit
 
 if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed
-    from morphfed.experiment.units import Unit
     from morphfed.federation.loop import Progress
-    from morphfed.federation.transports.standing import Look, Standing
+    from morphfed.federation.transports.standing import Look, Observer, Standing
 
 EVERY = 1.0  # seconds between two writes
 _IDLE = 5.0  # seconds between two writes when nothing but times has changed
@@ -54,7 +54,7 @@ class Recorder:
         revoked: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._path, self._agreed, self._run, self._revoked = path, agreed, run, revoked
-        now, self._moved = _now(), self._earlier(folder)
+        now, moved = _now(), self._earlier(folder)
         self._status = Status(
             federation=name,
             study=agreed.study.name,
@@ -63,8 +63,8 @@ class Recorder:
             pid=os.getpid(),
             started=now,
             written=now,
-            units=tuple(self._line(unit) for unit in agreed.units),
-            sites=tuple(self._fresh(site) for site in agreed.sites),
+            units=tuple(self._line(job) for job in jobs_of(agreed)),
+            sites=tuple(self._fresh(site, moved) for site in agreed.everyone),
         )
         self._written, self._last = 0.0, self._status
 
@@ -76,32 +76,30 @@ class Recorder:
                 return {site.name: (site.bytes_down, site.bytes_up) for site in before.sites}
         return {}
 
-    def _fresh(self, site: str) -> SiteStatus:
-        down, up = self._moved.get(site, (0, 0))
+    def _fresh(self, site: str, moved: Mapping[str, tuple[int, int]]) -> SiteStatus:
+        down, up = moved.get(site, (0, 0))
         return SiteStatus(name=site, state="unknown", bytes_down=down, bytes_up=up)
 
-    def _line(self, unit: Unit) -> UnitLine:
-        if not is_done(unit, self._run):
-            return UnitLine(key=unit.key, done=False)
-        told = read_unit(unit, self._run)
+    def _line(self, job: Job) -> UnitLine:
+        done = job.is_done(self._agreed, self._run)
+        if job.alone or not is_done(job.units[0], self._run):
+            return UnitLine(key=job.key, done=done)
+        told = read_unit(job.units[0], self._run)
         return UnitLine(
-            key=unit.key,
-            done=True,
-            best_round=told.get("best_round"),
-            best_score=_number(told.get("best_score")),
+            key=job.key, done=done, best_round=told.get("best_round"), best_score=_number(told.get("best_score"))
         )
 
     # ── what the coordinator tells ──────────────────────────────────────────────────────────────────────────
-    def begin(self, unit: Unit) -> None:
-        """A unit begins, or goes on."""
+    def begin(self, job: Job) -> None:
+        """A unit, or a local model at each site, begins or goes on."""
+        unit = job.units[0]
         federation = self._agreed.arms[unit.arm].federation
-        keys = [known.key for known in self._agreed.units]
-        self._moved = {site.name: (site.bytes_down, site.bytes_up) for site in self._status.sites}
+        keys = [line.key for line in self._status.units]
         made = UnitStatus(
-            key=unit.key,
+            key=job.key,
             arm=unit.arm,
             seed=unit.seed,
-            number=keys.index(unit.key) + 1,
+            number=keys.index(job.key) + 1,
             round=0,
             rounds=federation.rounds,
             metric=federation.select,
@@ -123,8 +121,21 @@ class Recorder:
         self._update(lines=(*self._status.lines[1 - _LINES :], line))
         self.write()
 
-    def look(self, look: Look) -> None:
-        """The sites were looked at."""
+    def observer(self) -> Observer:
+        """For one contact with sites, whose bytes are counted from its beginning."""
+        counted: dict[str, tuple[int, int]] = {}
+
+        def observe(look: Look) -> None:
+            moved = {}
+            for name, site in look.sites.items():
+                down, up = counted.get(name, (0, 0))
+                moved[name] = site.sent - down, site.received - up
+                counted[name] = site.sent, site.received
+            self._look(look, moved)
+
+        return observe
+
+    def _look(self, look: Look, moved: Mapping[str, tuple[int, int]]) -> None:
         late, revoked = late_since(look), set(self._revoked())
         sites = []
         for site in self._status.sites:
@@ -133,7 +144,7 @@ class Recorder:
                 sites.append(site)
                 continue
             state = state_of(standing, look, late.get(site.name), site.name in revoked)
-            down, up = self._moved.get(site.name, (0, 0))
+            down, up = moved[site.name]
             told: dict[str, Any] = {
                 "state": state,
                 "since": self._since(site, state, standing, late.get(site.name), look.now),
@@ -141,8 +152,8 @@ class Recorder:
                 "until": _time(standing.until),
                 "answered": standing.answered is not None,
                 "why": "" if state in ("away", "revoked") else standing.why,
-                "bytes_down": down + standing.sent,
-                "bytes_up": up + standing.received,
+                "bytes_down": site.bytes_down + down,
+                "bytes_up": site.bytes_up + up,
                 "ledger": standing.ledger or site.ledger,
             }
             sites.append(site.model_copy(update=told))
@@ -183,9 +194,14 @@ class Recorder:
         self._update(unit=unit.model_copy(update=told), sites=sites)
         self.write()
 
-    def finish(self, unit: Unit) -> None:
-        """A unit is done and written."""
-        lines = tuple(self._line(unit) if line.key == unit.key else line for line in self._status.units)
+    def told(self, ledgers: Mapping[str, str]) -> None:
+        """The last hashes of the sites' ledgers."""
+        sites = (site.model_copy(update={"ledger": ledgers.get(site.name, site.ledger)}) for site in self._status.sites)
+        self._update(sites=tuple(sites))
+
+    def finish(self, job: Job) -> None:
+        """A job is done and written, as far as sites were there."""
+        lines = tuple(self._line(job) if line.key == job.key else line for line in self._status.units)
         self._update(units=lines)
         self.write()
 
@@ -226,10 +242,11 @@ def end_quietly(recorder: Recorder, ended: Literal["failed", "stopped"], code: i
 def late_since(look: Look) -> dict[str, float]:
     """Sites that take more than twice as long as the others did (median), and half a minute at least; since when.
 
-    At least half of the sites have to be back, or there is nothing to compare with.
+    At least half of the sites that were asked have to be back, or there is nothing to compare with.
     """
+    asked = [s for s in look.sites.values() if s.asked is not None or s.until is not None]
     took = [s.answered - s.asked for s in look.sites.values() if s.answered is not None and s.asked is not None]
-    if 2 * len(took) < len(look.sites):
+    if 2 * len(took) < len(asked) or not took:
         return {}
     patience = max(_LATE_FACTOR * statistics.median(took), _LATE_LEAST)
     ends = {name: s.asked + patience for name, s in look.sites.items() if s.asked is not None and s.until is not None}

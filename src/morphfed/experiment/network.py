@@ -143,7 +143,7 @@ def _declaration(unit: Unit, study: Study, arm: Arm, coding: Coding, sums: Plan 
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}{written}",
         validation,
         _statistics(study, arm),
-        None if sums is None else sums.declared,
+        masked=None if sums is None else sums.declared,
     )
 
 

@@ -7,10 +7,10 @@ the study's algorithm declared; everything else is refused. What passes is writt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from morphfed.core.errors import PrivacyError
 from morphfed.core.types import Spec, Tensors, Upload, nbytes
@@ -35,6 +35,62 @@ class Statistic:
 
     length: int
     purpose: str
+
+
+Place = tuple[str, ...]
+"""Where a number stands in a tree of them: keys from the outside in, ``#`` for any place of a list."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Numbers, and rows of them, over all of a site's images of one part that may leave it outside the rounds.
+
+    Attributes:
+        numbers: where a number may stand → how many there may be at most.
+        rows: name → shape and dtype.
+        purpose: what the coordinator does with them.
+    """
+
+    numbers: Mapping[Place, int]
+    rows: Mapping[str, Spec]
+    purpose: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, if all of them leave."""
+        return NUMBER_BYTES * sum(self.numbers.values()) + sum(spec.nbytes for spec in self.rows.values())
+
+    def objection(self, tree: object, rows: Tensors) -> str:
+        """What of a tree and rows is not declared, for people; empty: nothing."""
+        found: dict[Place, int] = {}
+        for path, value in leaves(tree):
+            where = "/".join(path)[:80]
+            if not (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
+                if value in ({}, []) and any(known[: len(path)] == path for known in self.numbers):
+                    continue
+                return f"a {type(value).__name__} at '{where}'"
+            found[path] = found.get(path, 0) + 1
+            if found[path] > self.numbers.get(path, 0):
+                return f"{'one more' if path in self.numbers else 'a'} number at '{where}'"
+        for name, tensor in rows.items():
+            spec = self.rows.get(name)
+            if spec is None:
+                return f"the row '{name[:80]}'"
+            if spec != Spec.of(tensor):
+                return f"the row '{name[:80]}' as {Spec.of(tensor)} where {spec} is declared"
+        return ""
+
+
+def leaves(tree: object, path: Place = ()) -> Iterator[tuple[Place, object]]:
+    """Every leaf of nested tables and lists with its place; an empty table or list is one too."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, (*path, str(key)))
+    elif isinstance(tree, list) and tree:
+        for value in tree:
+            yield from leaves(value, (*path, "#"))
+    else:
+        yield path, tree
 
 
 @dataclass(frozen=True)
@@ -84,6 +140,7 @@ class Declaration:
         purpose: why, in the words of the study's algorithm.
         validation: names of the means that may leave after a round's validation.
         statistics: rows of sums that may leave outside the rounds, by name.
+        findings: trees of numbers that may leave outside the rounds, by name.
         masked: in place of uploads, which then do not leave at all; None: uploads leave as they are.
     """
 
@@ -92,6 +149,7 @@ class Declaration:
     purpose: str
     validation: frozenset[str] = frozenset()
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    findings: Mapping[str, Findings] = field(default_factory=dict)
     masked: Masked | None = None
 
 
@@ -233,6 +291,37 @@ class EgressGate:
         )
         return values
 
+    def release_findings(self, name: str, tree: Mapping[str, Any], rows: Tensors, *, round_number: int) -> None:
+        """Record a tree of numbers and its rows, which leave.
+
+        Args:
+            name: of the declared findings.
+            tree: nested tables and lists of numbers and nulls.
+            rows: named tensors.
+            round_number: the rounds that were over by then; 0: before training.
+
+        Raises:
+            PrivacyError: something in them that is not declared; nothing has left.
+        """
+        declared = self._declaration.findings.get(name)
+        if declared is None:
+            raise self._refusal(f"'{name}'")
+        if objection := declared.objection(tree, rows):
+            raise self._refusal(f"'{name}': {objection}")
+        numbers = _numbered(tree)
+        self._write(
+            {
+                "round": round_number,
+                "site": self._site,
+                "findings": name,
+                "tensors": len(rows),
+                "bytes": nbytes(rows) + NUMBER_BYTES * len(numbers),
+                "metrics": _finite(numbers),
+                "purpose": declared.purpose,
+            },
+            {**rows, **numbers},
+        )
+
     def _refusal(self, what: str) -> PrivacyError:
         return PrivacyError(
             f"Site '{self._site}': {what} is not declared and did not leave.",
@@ -255,6 +344,24 @@ class EgressGate:
     def _write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
         if self._ledger is not None:
             self._ledger.write(entry, values)
+
+
+def _numbered(tree: object) -> dict[str, float]:
+    """Each number of a tree under a name of its own, such as ``confusion/0/3``; NaN where it is null."""
+    found: dict[str, float] = {}
+
+    def walk(value: object, name: str) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(inner, f"{name}/{key}" if name else str(key))
+        elif isinstance(value, list):
+            for place, inner in enumerate(value):
+                walk(inner, f"{name}/{place}")
+        else:
+            found[name] = math.nan if value is None else float(value)  # type: ignore[arg-type]  # checked before
+
+    walk(tree, "")
+    return found
 
 
 _STEPS = {

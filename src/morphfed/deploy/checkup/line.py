@@ -31,7 +31,7 @@ AHEAD, BEHIND = 5.0, 300.0
 its future, or too long ago."""
 
 SLOWEST = 0.1e6
-"""Bits per second below which Flower drops messages: two objects of 1 MiB at a time, within 180 s."""
+"""Bits per second below which nobody has taken part yet; twice as much is measured (docs/performance.md)."""
 
 _PATH = "/v1/fleet/push-object"
 _STEPS = (1 << 17, 1 << 20, 4 << 20)  # bytes sent for the speed, one after the other; the proxy takes 8 MiB

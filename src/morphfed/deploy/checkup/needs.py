@@ -54,11 +54,11 @@ def needs_of(agreed: Agreed) -> Needs:
         empty = replace(arm, model=arm.model.model_copy(update={"weights": "none"}))
         network = network_of(units[0], replace(agreed, arms={**agreed.arms, name: empty}), torch.device("cpu"))
         model = nbytes(network.backbone.module.state_dict())
-        up = network.coding.nbytes
+        up = network.upload_bytes
         down = nbytes(network.coding.send({"": network.coordinator().download("")})[""])
         upload, download = max(upload, up), max(download, down)
         site += len(units) * model * (1 + _PRIVATE * (KEEP + 1))
         coordinator += len(units) * (2 * model + 4 * down)
         largest = max(largest, up + down)
-    messages = 2 * len(agreed.sites) * largest  # in the server's database and in the spool
+    messages = 2 * len(agreed.everyone) * largest  # in the server's database and in the spool
     return Needs(upload, download, site, coordinator + messages)

@@ -117,7 +117,7 @@ def speed(rate: float, moved: int, needs: Needs | None) -> Check:
             "the way here is as fast (it cannot be measured through the proxy)"
         )
     if rate < line.SLOWEST:
-        return Check("speed", "FAIL", f"{found}; below {line.SLOWEST / 1e6:g} Mbit/s messages are lost", fix)
+        return Check("speed", "FAIL", f"{found}; below {line.SLOWEST / 1e6:g} Mbit/s rounds are not known to work", fix)
     return Check("speed", "WARN", found, fix) if seconds > SLOW else Check("speed", "PASS", found)
 
 

@@ -150,10 +150,10 @@ class SecureSums:
     def _advert(self, note: Note) -> Advert:
         known = {name: _bytes(tensor) for name, tensor in note.tensors.items()}
         try:
-            keys = [known.pop(name) for name in ("sealing", "masking", "commitment")]
+            sealing, masking, commitment = (known.pop(name) for name in ("sealing", "masking", "commitment"))
         except KeyError as cause:
             raise ValueError("its keys are missing") from cause
-        advert = Advert(*keys, dict(note.numbers), known).checked()
+        advert = Advert(sealing, masking, commitment, dict(note.numbers), known).checked()
         self.plan.check(note.site, advert)
         return advert
 

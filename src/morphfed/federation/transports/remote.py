@@ -114,7 +114,7 @@ class Remote:
         sites: in the study's order.
         link: carries parcels.
         about: goes with every question: the study's hash, the unit, the version.
-        quorum: share of the sites that a round needs.
+        quorum: share of the sites that a round needs; 0: none has to be there.
         limit: bytes of the largest answer's tensors.
         spool: folder for answers that wait for their turn; emptied at the start.
         patience, clock: how long is waited.
@@ -138,7 +138,7 @@ class Remote:
         observe: Observer | None = None,
     ) -> None:
         self._names, self._link, self._about = tuple(sites), link, dict(about)
-        self._needed = max(1, math.ceil(quorum * len(self._names)))
+        self._needed = max(1, math.ceil(quorum * len(self._names))) if quorum else 0
         self._limit, self._spool = limit, spool
         self._patience, self._clock = patience or Patience(), clock or Clock()
         self._report, self._task, self._observe = report, task, observe
@@ -163,18 +163,21 @@ class Remote:
         return {name: held.ledger for name, held in self._held.items() if held.ledger}
 
     # ── what the round loop asks ────────────────────────────────────────────────────────────────────────────
-    def gather(self, network: str, wait: float) -> None:
+    def gather(self, network: str, wait: float, each: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Wait until every site is ready for the unit; go on with a quorum when time is up.
 
         Args:
             network: digest of the unit's initial network, which each site compares with its own.
             wait: seconds.
+            each: site → what the question's head says to it alone.
 
         Raises:
             FederationError: too few are there; says of each missing site why.
         """
         end, said = self._clock.now() + wait, dict.fromkeys(self._names, "")
-        asked = {one.site: one for one in self._ask("hello", {"network": network}, dict.fromkeys(self._names))}
+        asked = {
+            one.site: one for one in self._ask("hello", {"network": network}, dict.fromkeys(self._names), own=each)
+        }
         again: dict[str, float] = {}
         told = self._clock.now()
         while said and self._clock.now() < end:
@@ -217,7 +220,7 @@ class Remote:
         """Why a site is not ready; empty: it is."""
         try:
             self._read(one)
-        except _NotUsableError as cause:
+        except NotUsableError as cause:
             return f"Site '{one.site}': {cause}."
         return ""
 
@@ -237,7 +240,7 @@ class Remote:
             try:
                 answer = self._read(one)
                 yield _upload(answer)
-            except _NotUsableError as cause:
+            except NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
     def exchange(
@@ -263,7 +266,7 @@ class Remote:
             try:
                 answer = self._read(one)
                 yield Note(one.site, _claims(answer), answer.tensors)
-            except _NotUsableError as cause:
+            except NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
@@ -272,7 +275,7 @@ class Remote:
         def judged(site: str, answer: Parcel) -> dict[str, Metrics]:
             found: Any = answer.head.get("validation")
             if not _numbers(found) or set(found) - {site}:
-                raise _NotUsableError("its validation is not made of numbers of its own")
+                raise NotUsableError("its validation is not made of numbers of its own")
             return {where: {str(k): float(v) for k, v in m.items()} for where, m in found.items()}
 
         what = f"round {round_number}, judging"
@@ -332,6 +335,28 @@ class Remote:
         """
         self._all("finish", {"use": use, "over": over}, downloads, "the end", lambda site, answer: None)
 
+    def ask(
+        self,
+        kind: str,
+        head: Mapping[str, Any],
+        downloads: Mapping[str, Tensors | None],
+        read: Callable[[str, Parcel], T],
+        *,
+        what: str,
+        each: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, T]:
+        """Ask something outside the rounds; sites that give nothing usable are named in a warning and left out.
+
+        Args:
+            kind: of question.
+            head: what it says.
+            downloads: site → tensors that go with it; None: nothing.
+            read: takes a site's answer; raises :class:`NotUsableError`.
+            what: is being done, for people.
+            each: site → what the head says to it alone.
+        """
+        return self._all(kind, head, downloads, what, read, each)
+
     def use_state_of(self, round_number: int) -> None:
         """Sums that follow are of the private state of this round."""
         self._state_of = round_number
@@ -380,16 +405,17 @@ class Remote:
         downloads: Mapping[str, Tensors | None],
         what: str,
         read: Callable[[str, Parcel], T],
+        each: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, T]:
         """What the sites answer, in order; those that give nothing usable are named and left out."""
         found: dict[str, T] = {}
-        for one in self._answers(self._ask(kind, head, downloads), what):
+        for one in self._answers(self._ask(kind, head, downloads, own=each), what):
             if one.failed:
                 self._warn(f"{what}: {one.failed}")
                 continue
             try:
                 found[one.site] = read(one.site, self._read(one))
-            except _NotUsableError as cause:
+            except NotUsableError as cause:
                 self._warn(f"{what}: Site '{one.site}': {cause}.")
         return found
 
@@ -521,6 +547,9 @@ class Remote:
         with suppress(LinkError):  # the next question meets it too, and deals with it
             presence, questions = self._link.presence(), {one.site: one for one in asked}
             sites = {}
+            for name, here in presence.items():
+                if name not in self._held:  # no part of this contact, but who watches wants to know
+                    sites[name] = Standing(here.connected, here.seen)
             for name, held in self._held.items():
                 here, one = presence.get(name, Presence(False)), questions.get(name)
                 sites[name] = Standing(
@@ -545,12 +574,12 @@ class Remote:
         """A spooled answer, checked to be one to this question.
 
         Raises:
-            _NotUsableError: it is none; says why.
+            NotUsableError: it is none; says why.
         """
         held = self._held[one.site]
         try:
             answer = self._checked(one)
-        except _NotUsableError as cause:
+        except NotUsableError as cause:
             held.fault, held.why = cause.fault, str(cause)
             raise
         held.fault, held.why = "", ""
@@ -565,23 +594,23 @@ class Remote:
         try:
             answer = unpack(content, limit=self._limit)
         except ParcelError as cause:
-            raise _NotUsableError(f"its answer cannot be read: {cause}") from cause
+            raise NotUsableError(f"its answer cannot be read: {cause}") from cause
         if answer.kind == REFUSAL:
             why = str(answer.head.get("why", "it does not say why"))[:500]
-            raise _NotUsableError(f"it refuses: {why}", fault="refused")
+            raise NotUsableError(f"it refuses: {why}", fault="refused")
         if answer.kind != ANSWER:
-            raise _NotUsableError(f"its answer is of the kind '{answer.kind[:40]}'")
+            raise NotUsableError(f"its answer is of the kind '{answer.kind[:40]}'")
         for key in ECHOED:
             if answer.head.get(key) != one.parcel.head.get(key):
                 given = str(answer.head.get(key))[:40]
-                raise _NotUsableError(f"its answer is for the {key} '{given}', expected '{one.parcel.head.get(key)}'")
+                raise NotUsableError(f"its answer is for the {key} '{given}', expected '{one.parcel.head.get(key)}'")
         return answer
 
     def _warn(self, text: str) -> None:
         self._report(Event(self._task, text=text, level="warning"))
 
 
-class _NotUsableError(Exception):
+class NotUsableError(Exception):
     """An answer that cannot be used; says why, to follow the site's name."""
 
     def __init__(self, why: str, *, fault: Fault = "unusable") -> None:
@@ -593,7 +622,7 @@ def _upload(answer: Parcel) -> Upload:
     """An upload as it was sent; whether its tensors are the declared ones is checked by the loop."""
     weight, metrics = answer.head.get("weight"), answer.head.get("metrics")
     if not isinstance(weight, int | float) or not _numbers({"": metrics}):
-        raise _NotUsableError("its weight or its metrics are not numbers")
+        raise NotUsableError("its weight or its metrics are not numbers")
     assert isinstance(metrics, dict)
     numbers = {str(k): float(v) for k, v in metrics.items()}
     return Upload(str(answer.head["site"]), int(answer.head["round"]), answer.tensors, float(weight), numbers)
@@ -603,7 +632,7 @@ def _claims(answer: Parcel) -> dict[str, int]:
     """Whole numbers in the clear of a secure sum."""
     numbers = answer.head.get("numbers")
     if not isinstance(numbers, dict) or not all(isinstance(v, int) for v in numbers.values()):
-        raise _NotUsableError("its 'numbers' are no whole numbers")
+        raise NotUsableError("its 'numbers' are no whole numbers")
     return {str(k): int(v) for k, v in numbers.items()}
 
 
@@ -613,7 +642,7 @@ def _row(key: str) -> Callable[[str, Parcel], NDArray[np.float64]]:
     def read(site: str, answer: Parcel) -> NDArray[np.float64]:
         values = answer.head.get(key)
         if not isinstance(values, list) or not all(_number(v) for v in values):
-            raise _NotUsableError(f"its '{key}' is no row of numbers")
+            raise NotUsableError(f"its '{key}' is no row of numbers")
         return np.array(values, dtype=np.float64)
 
     return read

@@ -80,19 +80,17 @@ def methods(page: Page) -> Section:
     """Methods paragraph, citations, configuration, environment, command."""
     r = page.results
     where = "the folder above folds" if _is_fold(r) else "the folder of this report"
+    machine = "Software, and the coordinator's machine" if r.over_network else "Software and machine"
     blocks: list[Block] = [
         Heading("Methods, as a paragraph for a paper"),
         Text(paragraph(r)),
         Heading("What to cite"),
         Bullets(citations(r)),
         Heading("How to do it again"),
-        Text(
-            f"The study file is study.toml in {where}. With the same data, versions and machine the same numbers "
-            "result."
-        ),
+        Text(_again(r, where)),
         Code(f"{_command(r)}\nmorphfed report RUN     # this page again, from results.json"),
         Facts(_run_facts(r)),
-        Heading("Software and machine"),
+        Heading(machine),
         _environment(r),
         Details("The complete configuration", _settings(r)),
     ]
@@ -103,8 +101,20 @@ def _is_fold(r: Results) -> bool:
     return bool(r.study.get("fold_of"))
 
 
+def _again(r: Results, where: str) -> str:
+    if r.over_network:
+        return (
+            "The study file is study.toml in the federation's folder. With the same data at each site, the same "
+            "versions and processors the same numbers result; on one machine that holds all images, morphfed run "
+            "study.toml gives them too, with train.precision as it is below."
+        )
+    return f"The study file is study.toml in {where}. With the same data, versions and machine the same numbers result."
+
+
 def _command(r: Results) -> str:
     """The command that makes these results; of a fold, the ordinary study that it is."""
+    if r.over_network:
+        return "morphfed coordinator start FED     # and `morphfed site join` at each site"
     alone = f" holdout=named 'held_out=[\"{r.held_out[0]}\"]'" if _is_fold(r) else ""
     return f"morphfed run study.toml{alone}"
 
