@@ -23,9 +23,20 @@ from morphfed.core.errors import LinkError, StorageError
 from morphfed.core.files import sha256_text, write_json
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Tensors
+from morphfed.deploy.judging import (
+    Finished,
+    Job,
+    Judging,
+    jobs_of,
+    judge_again,
+    largest_answer,
+    train_alone,
+)
 from morphfed.deploy.provision import FederationSettings, read_federation
+from morphfed.deploy.results import timed, write_report_of
 from morphfed.deploy.review import network_of
 from morphfed.experiment.network import shares_counts
+from morphfed.experiment.tasks import study_task
 from morphfed.experiment.train_unit import is_done, save_models, settle, write_unit
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import RoundLoop, downloads_of
@@ -123,8 +134,9 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
         lock.acquire(timeout=2)
     except Timeout as cause:
         raise StorageError(f"Another coordinator works in {folder}.", fix="stop it, or wait for it.") from cause
-    done = sum(is_done(unit, run) for unit in agreed.units)
-    status = Status(run / STATUS, agreed.hash, [done, len(agreed.units)])
+    jobs = jobs_of(agreed)
+    done = sum(job.is_done(agreed, run) for job in jobs)
+    status = Status(run / STATUS, agreed.hash, [done, len(jobs)])
 
     def tell(event: Event) -> None:
         status.tell(event)
@@ -133,8 +145,12 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
     ended = "failed"
     try:
         status.write()
-        with Server(server_files(folder, settings)) as server:
-            _train_all(folder, settings, agreed, server, status, tell)
+        with timed(run):
+            if done < len(jobs):
+                with Server(server_files(folder, settings)) as server:
+                    _train_all(folder, settings, agreed, server, status, tell)
+        if agreed.releases:
+            write_report_of(agreed, run, report=tell)
         ended = "done"
     except KeyboardInterrupt:
         ended = "stopped"
@@ -143,7 +159,7 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
         with suppress(StorageError):  # it must not hide why the run ended
             status.write(ended=ended)
         lock.release()
-    return [unit.folder(run) for unit in agreed.units]
+    return [unit.folder(run) for job in jobs for unit in job.units if is_done(unit, run)]
 
 
 def server_files(folder: Path, settings: FederationSettings) -> ServerFiles:
@@ -168,20 +184,22 @@ def _train_all(
     from morphfed.federation.transports.flower.server import Run
 
     files, run = server_files(folder, settings), folder / RUN
-    keys = {site: (folder / "coordinator" / "sites" / f"{site}.pub").read_bytes() for site in agreed.sites}
+    keys = {site: (folder / "coordinator" / "sites" / f"{site}.pub").read_bytes() for site in agreed.everyone}
     failures, seen = 0, -1
-    while todo := [unit for unit in agreed.units if not is_done(unit, run)]:
+    tried: set[str] = set()  # a site that is away is asked for its scores once a start
+    while todo := [job for job in jobs_of(agreed) if job.key not in tried and not job.is_done(agreed, run)]:
         try:
             if not server.alive:
                 server.start()
             with Run(files, keys, alive=lambda: server.alive) as opened:
-                for unit in todo:
-                    _train(unit, agreed, settings, opened, run, status, report, last=unit is todo[-1])
+                for job in todo:
+                    _train(job, agreed, settings, opened, run, status, report, last=job is todo[-1])
+                    tried.add(job.key)
                     status.units[0] += 1
                     status.write()
         except LinkError as cause:
             check_room(run, _ROOM)  # a server whose disk is full answers with errors of its own
-            at = _progress(todo[0], run)
+            at = _progress(todo[0].units[0], run)
             failures = 1 if at != seen else failures + 1
             seen = at
             if failures >= _ATTEMPTS:
@@ -212,7 +230,7 @@ def _progress(unit: Unit, run: Path) -> int:
 
 
 def _train(
-    unit: Unit,
+    job: Job,
     agreed: Agreed,
     settings: FederationSettings,
     opened: Run,
@@ -226,8 +244,13 @@ def _train(
 
     assert opened.grid is not None
     link = status.link = GridLink(opened.grid, opened.nodes)
-    remote = train_over(link, unit, agreed, settings, run, last=last, report=report)
-    status.ledgers, status.link = remote.ledgers, None
+    if job.alone:
+        ledgers = train_alone(link, job, agreed, settings, run, last=last, report=report)
+    elif is_done(job.units[0], run):
+        ledgers = judge_again(link, job.units[0], agreed, settings, run, last=last, report=report)
+    else:
+        ledgers = train_over(link, job.units[0], agreed, settings, run, last=last, report=report).ledgers
+    status.ledgers, status.link = status.ledgers | ledgers, None
 
 
 def train_over(
@@ -262,22 +285,26 @@ def train_over(
         link,
         {"study": agreed.hash, "unit": unit.key, "version": __version__},
         quorum=arm.federation.quorum,
-        limit=network.upload_bytes,
+        limit=max(network.upload_bytes, largest_answer(study)),
         spool=run / "spool",
         patience=Patience(settings.deadline, settings.absent),
         report=tell,
         task=unit.key,
     )
     remote.gather(network.digest(), settings.gather)
+    transport, secure = network.secured(remote, study_task(study).outputs(study), report=report, task=unit.key)
+    judging = Judging(link, agreed, settings, run, report, remote) if agreed.releases else None
+    if judging is not None:
+        judging.ask_facts(dict.fromkeys(agreed.everyone, unit))
     loop = RoundLoop(
         arm.federation,
         coordinator=network.coordinator(),
-        transport=remote,
+        transport=transport,
         store=CheckpointStore(folder, sha256_text(f"{agreed.hash} {unit.key}")),
         coding=network.coding,
         share_counts=shares_counts(arm),
         noise=network.noise,
-        secure=network.secure(),
+        secure=secure,
         seed=unit.seed,
         report=report,
         task=unit.key,
@@ -288,10 +315,16 @@ def train_over(
     model, sites = (outcome.best, outcome.best_sites) if best else (outcome.last, outcome.last_sites)
     use = outcome.progress.best_round if best else outcome.progress.round
     remote.use_state_of(use)
-    settled = settle(unit, study, remote, outcome, model, sites)
+    settled = settle(unit, study, transport, outcome, model, sites)
     downloads: dict[str, Tensors] = dict.fromkeys(agreed.sites, model) | downloads_of(model, sites)
+    ledgers = {}
+    if judging is not None:
+        finished = Finished(unit, network.digest(), downloads, model, use, settled[0])
+        ledgers = judging.ask_scores(finished)
     remote.finish(downloads, use=use, over=last)
-    told: dict[str, Any] = {"over": "network", "ledgers": remote.ledgers, **settled[0]}
+    if judging is not None and agreed.held_out:
+        ledgers |= judging.finish(finished, agreed.held_out, over=last)
+    told: dict[str, Any] = {"over": "network", "ledgers": ledgers | remote.ledgers, **settled[0]}
     if network.noise:
         told["noise"] = network.noise.describe(outcome.progress.round)
     if network.sums:

@@ -96,7 +96,7 @@ def init(
     authority = keys.make_authority(settings.name)
     _write_coordinator(folder, authority, settings, days)
     bundles = []
-    for site in agreed.sites:
+    for site in agreed.everyone:
         pair = keys.make_site(authority, site, days=days)
         write_bytes(folder / "coordinator" / "sites" / f"{site}.pub", pair.public_pem())
         path = folder / "bundles" / f"{site}.zip"
@@ -163,7 +163,7 @@ def _write_texts(folder: Path, settings: FederationSettings, agreed: Agreed, unt
         "port": settings.port,
         "inner": settings.inner_port,
         "folder": folder,
-        "sites": ", ".join(agreed.sites),
+        "sites": ", ".join(agreed.sites) + (f"; held out: {', '.join(agreed.held_out)}" if agreed.held_out else ""),
         "study": agreed.study.name,
         "hash": agreed.hash,
         "until": f"{until:%Y-%m-%d}",

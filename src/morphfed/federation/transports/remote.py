@@ -105,7 +105,7 @@ class Remote:
         sites: in the study's order.
         link: carries parcels.
         about: goes with every question: the study's hash, the unit, the version.
-        quorum: share of the sites that a round needs.
+        quorum: share of the sites that a round needs; 0: none has to be there.
         limit: bytes of the largest answer's tensors.
         spool: folder for answers that wait for their turn; emptied at the start.
         patience, clock: how long is waited.
@@ -127,7 +127,7 @@ class Remote:
         task: str = "rounds",
     ) -> None:
         self._names, self._link, self._about = tuple(sites), link, dict(about)
-        self._needed = max(1, math.ceil(quorum * len(self._names)))
+        self._needed = max(1, math.ceil(quorum * len(self._names))) if quorum else 0
         self._limit, self._spool = limit, spool
         self._patience, self._clock = patience or Patience(), clock or Clock()
         self._report, self._task = report, task
@@ -152,18 +152,21 @@ class Remote:
         return {name: held.ledger for name, held in self._held.items() if held.ledger}
 
     # ── what the round loop asks ────────────────────────────────────────────────────────────────────────────
-    def gather(self, network: str, wait: float) -> None:
+    def gather(self, network: str, wait: float, each: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Wait until every site is ready for the unit; go on with a quorum when time is up.
 
         Args:
             network: digest of the unit's initial network, which each site compares with its own.
             wait: seconds.
+            each: site → what the question's head says to it alone.
 
         Raises:
             FederationError: too few are there; says of each missing site why.
         """
         end, said = self._clock.now() + wait, dict.fromkeys(self._names, "")
-        asked = {one.site: one for one in self._ask("hello", {"network": network}, dict.fromkeys(self._names))}
+        asked = {
+            one.site: one for one in self._ask("hello", {"network": network}, dict.fromkeys(self._names), own=each)
+        }
         again: dict[str, float] = {}
         told = self._clock.now()
         while said and self._clock.now() < end:
@@ -205,7 +208,7 @@ class Remote:
         """Why a site is not ready; empty: it is."""
         try:
             self._read(one)
-        except _NotUsableError as cause:
+        except NotUsableError as cause:
             return f"Site '{one.site}': {cause}."
         return ""
 
@@ -225,7 +228,7 @@ class Remote:
             try:
                 answer = self._read(one)
                 yield _upload(answer)
-            except _NotUsableError as cause:
+            except NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
     def exchange(
@@ -240,7 +243,7 @@ class Remote:
         if step == "keys":
             for held in self._held.values():
                 held.absent = False
-        head = {"round": round_number, "rounds": rounds, "step": step}
+        head = {"round": round_number, "rounds": rounds, "step": step, "state": self._state_of}
         going = {site: downloads.get(site) for site in asked}
         what = f"round {round_number}, secure sum, {step}"
         self._report(Event(self._task, (round_number - 1) * len(self._names), rounds * len(self._names), what))
@@ -251,7 +254,7 @@ class Remote:
             try:
                 answer = self._read(one)
                 yield Note(one.site, _claims(answer), answer.tensors)
-            except _NotUsableError as cause:
+            except NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
     def evaluate(self, round_number: int, downloads: Mapping[str, Tensors]) -> dict[str, Metrics]:
@@ -260,7 +263,7 @@ class Remote:
         def judged(site: str, answer: Parcel) -> dict[str, Metrics]:
             found: Any = answer.head.get("validation")
             if not _numbers(found) or set(found) - {site}:
-                raise _NotUsableError("its validation is not made of numbers of its own")
+                raise NotUsableError("its validation is not made of numbers of its own")
             return {where: {str(k): float(v) for k, v in m.items()} for where, m in found.items()}
 
         what = f"round {round_number}, judging"
@@ -320,6 +323,28 @@ class Remote:
         """
         self._all("finish", {"use": use, "over": over}, downloads, "the end", lambda site, answer: None)
 
+    def ask(
+        self,
+        kind: str,
+        head: Mapping[str, Any],
+        downloads: Mapping[str, Tensors | None],
+        read: Callable[[str, Parcel], T],
+        *,
+        what: str,
+        each: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, T]:
+        """Ask something outside the rounds; sites that give nothing usable are named in a warning and left out.
+
+        Args:
+            kind: of question.
+            head: what it says.
+            downloads: site → tensors that go with it; None: nothing.
+            read: takes a site's answer; raises :class:`NotUsableError`.
+            what: is being done, for people.
+            each: site → what the head says to it alone.
+        """
+        return self._all(kind, head, downloads, what, read, each)
+
     def use_state_of(self, round_number: int) -> None:
         """Sums that follow are of the private state of this round."""
         self._state_of = round_number
@@ -366,16 +391,17 @@ class Remote:
         downloads: Mapping[str, Tensors | None],
         what: str,
         read: Callable[[str, Parcel], T],
+        each: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> dict[str, T]:
         """What the sites answer, in order; those that give nothing usable are named and left out."""
         found: dict[str, T] = {}
-        for one in self._answers(self._ask(kind, head, downloads), what):
+        for one in self._answers(self._ask(kind, head, downloads, own=each), what):
             if one.failed:
                 self._warn(f"{what}: {one.failed}")
                 continue
             try:
                 found[one.site] = read(one.site, self._read(one))
-            except _NotUsableError as cause:
+            except NotUsableError as cause:
                 self._warn(f"{what}: Site '{one.site}': {cause}.")
         return found
 
@@ -496,7 +522,7 @@ class Remote:
         """A spooled answer, checked to be one to this question.
 
         Raises:
-            _NotUsableError: it is none; says why.
+            NotUsableError: it is none; says why.
         """
         assert one.answer is not None
         content = one.answer.read_bytes()
@@ -504,15 +530,15 @@ class Remote:
         try:
             answer = unpack(content, limit=self._limit)
         except ParcelError as cause:
-            raise _NotUsableError(f"its answer cannot be read: {cause}") from cause
+            raise NotUsableError(f"its answer cannot be read: {cause}") from cause
         if answer.kind == REFUSAL:
-            raise _NotUsableError(f"it refuses: {str(answer.head.get('why', 'it does not say why'))[:500]}")
+            raise NotUsableError(f"it refuses: {str(answer.head.get('why', 'it does not say why'))[:500]}")
         if answer.kind != ANSWER:
-            raise _NotUsableError(f"its answer is of the kind '{answer.kind[:40]}'")
+            raise NotUsableError(f"its answer is of the kind '{answer.kind[:40]}'")
         for key in ECHOED:
             if answer.head.get(key) != one.parcel.head.get(key):
                 given = str(answer.head.get(key))[:40]
-                raise _NotUsableError(f"its answer is for the {key} '{given}', expected '{one.parcel.head.get(key)}'")
+                raise NotUsableError(f"its answer is for the {key} '{given}', expected '{one.parcel.head.get(key)}'")
         held = self._held[one.site]
         held.download = one.sent or held.download
         held.ledger = str(answer.head.get("ledger", ""))[:64]
@@ -522,7 +548,7 @@ class Remote:
         self._report(Event(self._task, text=text, level="warning"))
 
 
-class _NotUsableError(Exception):
+class NotUsableError(Exception):
     """An answer that cannot be used; says why, to follow the site's name."""
 
 
@@ -530,7 +556,7 @@ def _upload(answer: Parcel) -> Upload:
     """An upload as it was sent; whether its tensors are the declared ones is checked by the loop."""
     weight, metrics = answer.head.get("weight"), answer.head.get("metrics")
     if not isinstance(weight, int | float) or not _numbers({"": metrics}):
-        raise _NotUsableError("its weight or its metrics are not numbers")
+        raise NotUsableError("its weight or its metrics are not numbers")
     assert isinstance(metrics, dict)
     numbers = {str(k): float(v) for k, v in metrics.items()}
     return Upload(str(answer.head["site"]), int(answer.head["round"]), answer.tensors, float(weight), numbers)
@@ -540,7 +566,7 @@ def _claims(answer: Parcel) -> dict[str, int]:
     """Whole numbers in the clear of a secure sum."""
     numbers = answer.head.get("numbers")
     if not isinstance(numbers, dict) or not all(isinstance(v, int) for v in numbers.values()):
-        raise _NotUsableError("its 'numbers' are no whole numbers")
+        raise NotUsableError("its 'numbers' are no whole numbers")
     return {str(k): int(v) for k, v in numbers.items()}
 
 
@@ -550,7 +576,7 @@ def _row(key: str) -> Callable[[str, Parcel], NDArray[np.float64]]:
     def read(site: str, answer: Parcel) -> NDArray[np.float64]:
         values = answer.head.get(key)
         if not isinstance(values, list) or not all(_number(v) for v in values):
-            raise _NotUsableError(f"its '{key}' is no row of numbers")
+            raise NotUsableError(f"its '{key}' is no row of numbers")
         return np.array(values, dtype=np.float64)
 
     return read

@@ -190,7 +190,7 @@ class Server:
         self._process = None
 
 
-class WaitingGrid(HttpGrid):
+class WaitingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
     """Flower's Grid, whose own way of pulling a message waits until its sender has sent all of it."""
 
     def announced(self, tickets: Collection[str]) -> list[tuple[str, ObjectTree]]:
