@@ -96,6 +96,35 @@ def test_the_same_study_gives_the_same_model_files(more: str, tiny: Path, tmp_pa
         assert bool(differ) == bool(more)  # its own norms
 
 
+def test_sums_over_the_network_give_the_files_of_one_machine(tiny: Path, tmp_path: Path) -> None:
+    settled = 'calibrate = "temperature"\n'
+    tiny.write_text(
+        tiny.read_text()
+        .replace("[evaluation]\n", f"[evaluation]\n{settled}")
+        .replace("[arms.fedavg]\n", "[arms.fedavg]\nfederation = { secure = true }\n")
+    )
+    here = run_study(tiny, Options(tmp_path / "runs")).run / UNIT
+    consortium = Consortium(tiny, tmp_path)
+    shown = review(consortium.agreed).text
+    assert "the coordinator sees the sum over the sites only" in shown
+    assert "any 2 of the 2 sites" in shown
+    assert "this site's upload by itself" not in shown
+    there = consortium.train()
+    assert sha256_file(there / "last.safetensors") == sha256_file(here / "last.safetensors")
+    mine, theirs = read_json(there / "unit.json"), read_json(here / "unit.json")
+    assert mine["calibration"] == theirs["calibration"]
+    assert mine["secure"] == {"threshold": 2, "sites": 2, "bits": 32, "keys": "signed"}
+    assert theirs["secure"]["keys"] == "unsigned"
+    for name in consortium.residents:
+        ledger = consortium.folder / "machines" / name / "ledger.jsonl"
+        assert verify(ledger).sound
+        lines = list(records(ledger))
+        assert not any("weight" in line or "values" in line for line in lines)
+        keys = next(line for line in lines if line.get("step") == "keys")
+        assert {item["name"] for item in keys["items"]} >= {"signature", "certificate", "masking"}
+        assert {line["step"] for line in lines if "step" in line} == {"keys", "shares", "masked", "opened"}
+
+
 def test_the_ledger_accounts_for_every_byte_that_the_coordinator_counts(tiny: Path, tmp_path: Path) -> None:
     consortium = Consortium(tiny, tmp_path)
     unit = read_json(consortium.train() / "unit.json")

@@ -177,9 +177,10 @@ def test_what_leaves_is_numbers_in_the_ledger_and_names_no_image(tiny: Path, tmp
         assert all(set(item) == {"name", "value", "bytes"} for item in singles)
         text = consortium.ledger(name).read_text()
         films = consortium.study.parent / "films" / name
-        files = [path.name for path in films.rglob("*") if path.suffix == ".png"]
+        files = [path.stem for path in films.rglob("*.jpg")]
         assert files
-        assert not [file for file in files if file in text]
+        patients = {stem.partition("_")[0] for stem in files}
+        assert not [word for word in (*files, *patients) if word in text]
 
 
 def test_local_models_are_judged_at_home_and_stay_there(tiny: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.links import LIMIT, FakeClock, MemoryLink, answers_of
 from morphfed.core.errors import FederationError
 from morphfed.core.progress import Event
 from morphfed.federation.loop import FederationConfig, RoundLoop
+from morphfed.federation.secure.rows import SummedRows
 from morphfed.federation.transports.desk import Desk, RoundStates
 from morphfed.federation.transports.parcel import Parcel, pack, unpack
 from morphfed.federation.transports.remote import Clock, Patience, Remote
@@ -55,13 +56,14 @@ class Net:
     def loop(self, rounds: int = 3, stop_after: int | None = None) -> tuple[RoundLoop, Remote]:
         coordinator = Federation(self.folder / "coordinator", **self.keys)  # type: ignore[arg-type]
         remote = self.remote()
+        secure = coordinator.loop._secure
         loop = RoundLoop(
             FederationConfig(rounds=rounds, quorum=self.quorum),
             coordinator=coordinator.coordinator,
-            transport=remote,
+            transport=SummedRows(remote, secure, classes=2, quorum=self.quorum) if secure else remote,
             store=coordinator.store,
             coding=coordinator.coding,
-            secure=coordinator.loop._secure,
+            secure=secure,
             share_counts=self.keys.get("train", {}).get("loss", {}).get("prior") == "federation",  # type: ignore[union-attr]
             report=self.said.append,
         )

@@ -34,6 +34,7 @@ from morphfed.deploy.review import network_of
 from morphfed.deploy.revocation import Revoked
 from morphfed.deploy.status import RUN, STATUS
 from morphfed.experiment.network import shares_counts
+from morphfed.experiment.tasks import study_task
 from morphfed.experiment.train_unit import is_done, save_models, settle, write_unit
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import RoundLoop, downloads_of
@@ -238,18 +239,19 @@ def train_over(
         observe=recorder.observer() if recorder is not None else None,
     )
     remote.gather(network.digest(), settings.gather)
+    transport, secure = network.secured(remote, study_task(study).outputs(study), report=report, task=unit.key)
     judging = Judging(link, agreed, settings, run, report, remote, recorder) if agreed.releases else None
     if judging is not None:
-        judging.ask_facts(unit, agreed.everyone, wait=False)
+        judging.ask_facts(dict.fromkeys(agreed.everyone, unit))
     loop = RoundLoop(
         arm.federation,
         coordinator=network.coordinator(),
-        transport=remote,
+        transport=transport,
         store=CheckpointStore(folder, sha256_text(f"{agreed.hash} {unit.key}")),
         coding=network.coding,
         share_counts=shares_counts(arm),
         noise=network.noise,
-        secure=network.secure(),
+        secure=secure,
         seed=unit.seed,
         report=report,
         task=unit.key,
@@ -261,7 +263,7 @@ def train_over(
     model, sites = (outcome.best, outcome.best_sites) if best else (outcome.last, outcome.last_sites)
     use = outcome.progress.best_round if best else outcome.progress.round
     remote.use_state_of(use)
-    settled = settle(unit, study, remote, outcome, model, sites)
+    settled = settle(unit, study, transport, outcome, model, sites)
     downloads: dict[str, Tensors] = dict.fromkeys(agreed.sites, model) | downloads_of(model, sites)
     ledgers = {}
     if judging is not None:

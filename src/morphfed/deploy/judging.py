@@ -147,23 +147,21 @@ class Judging:
         self._report, self._rounds, self._recorder = report, rounds, recorder
         self._others: Remote | None = None
 
-    def ask_facts(self, unit: Unit, sites: Sequence[str], *, wait: bool) -> dict[str, str]:
-        """Have sites tell what data they have, where they have not yet.
+    def ask_facts(self, units: Mapping[str, Unit]) -> dict[str, str]:
+        """Have sites tell what data they have, where they have not yet; who is not connected is asked another time.
 
         Args:
-            unit: any that all of them know.
-            sites: whom to ask.
-            wait: for those that are not connected; else they are asked another time.
+            units: site → a unit that it knows.
 
         Returns:
             The last hash of the ledger of each that answered.
         """
-        asked = [site for site in sites if not (self._run / FACTS / f"{site}.json").is_file()]
-        if not wait:
-            here = self._link.presence()
-            asked = [site for site in asked if site in here and here[site].connected]
+        here = self._link.presence()
+        unknown = [site for site in units if not (self._run / FACTS / f"{site}.json").is_file()]
+        asked = [site for site in unknown if site in here and here[site].connected]
         if not asked:
             return {}
+        each = {site: {"unit": units[site].key} for site in asked}
         study, declared = self._agreed.study, facts.declared(self._agreed.study)
 
         def read(site: str, answer: Parcel) -> dict[str, Any]:
@@ -176,8 +174,9 @@ class Judging:
                 raise NotUsableError(f"what it tells of its data does not fit together: {cause!r}") from cause
             return told
 
-        remote = self._remote(unit, asked)
-        for site, told in remote.ask("facts", {}, dict.fromkeys(asked), read, what="facts of the data").items():
+        remote = self._remote(units[asked[0]], asked)
+        nothing, what = dict.fromkeys(asked), "facts of the data"
+        for site, told in remote.ask("facts", {}, nothing, read, what=what, each=each).items():
             write_json(self._run / FACTS / f"{site}.json", told)
         return remote.ledgers
 
@@ -197,7 +196,7 @@ class Judging:
             for site, told in remote.ask("judge", head, downloads, read, what=f"{unit.key}, scores").items():
                 told.save(folder, site)
             ledgers |= remote.ledgers
-        return ledgers | self.ask_facts(unit, judges(unit, self._agreed), wait=False)
+        return ledgers | self.ask_facts(dict.fromkeys(judges(unit, self._agreed), unit))
 
     def _contacts(self, unit: Unit) -> list[Remote]:
         """With all sites that judge: those of the rounds, and one with the others, kept for the unit."""
@@ -227,8 +226,7 @@ class Judging:
         remote = self._remote(job.units[0], list(units), rounds=arm.federation.rounds)
         each = {site: {"unit": unit.key} for site, unit in units.items()}
         remote.gather("", self._settings.gather, each=each)
-        for unit in units.values():
-            self.ask_facts(unit, unit.trained_on, wait=False)
+        self.ask_facts(units)
         what = f"{job.key}: each site trains its own model"
         self._report(Event("coordinator", text=what, level="info"))
         found = remote.ask("alone", {}, dict.fromkeys(units), read, what=what, each=each)

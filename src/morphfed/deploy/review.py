@@ -86,11 +86,12 @@ def review(agreed: Agreed) -> Review:
 
 
 def _what_is_seen(agreed: Agreed) -> str:
-    alone = [name for name, arm in agreed.arms.items() if not arm.federation.secure.on]
+    moving = [name for name, arm in agreed.arms.items() if arm.algorithm.kind == "federated"]
+    alone = [name for name in moving if not agreed.arms[name].federation.secure.on]
     text = "Model weights can reveal something about the images that they were trained on"
     if not alone:
         return f"{text}. The coordinator sees those of all sites together. See docs/explanation/secure-aggregation.md."
-    where = "" if len(alone) == len(agreed.arms) else f" of {', '.join(alone)}"
+    where = "" if len(alone) == len(moving) else f" of {', '.join(alone)}"
     return f"{text}, and the coordinator sees this site's upload{where} by itself. See docs/security.md."
 
 

@@ -40,7 +40,7 @@ server {
 
     limit_conn              morphfed 32;
     client_max_body_size    8m;         # an object of a message is 4 MiB at most
-    client_body_buffer_size 1200k;      # most of them never touch the disk
+    client_body_buffer_size 4200k;      # most of them never touch the disk
     client_header_timeout   30s;
     client_body_timeout     120s;       # between two reads: a slow link is welcome, a stalled one is not
     keepalive_timeout       75s;

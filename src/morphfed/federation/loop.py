@@ -20,6 +20,7 @@ from morphfed.federation import retrogress
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.coding.base import UploadConfig
 from morphfed.federation.coding.wire import Coding, Download
+from morphfed.federation.secure.rows import TOGETHER
 from morphfed.federation.secure.total import SecureSums
 from morphfed.federation.statistics import summed_counts
 from morphfed.federation.validate import check_upload, opened
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
     from morphfed.federation.transports.base import Metrics, Transport
     from morphfed.privacy.noise import Noise
-
-TOGETHER = "together"
-"""In a round's history, the name under which stands what is known of all its sites only (secure aggregation)."""
 
 OWN = "download/"
 """Prefix, in an outcome's sites, of travelling values that a site has in place of the global model's."""
@@ -285,7 +283,7 @@ class RoundLoop:
                     fix="mend what is said of those sites and run the same command again; the rounds before are saved.",
                 )
 
-        total = self._secure.run(
+        total = self._secure.of_round(
             self._transport, number, self._config.rounds, downloads, sent, refused=refuse, enough=enough
         )
         self._coordinator.fold_mean(total.mean, total.weight, total.sites)

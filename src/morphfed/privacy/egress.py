@@ -114,8 +114,10 @@ class Masked:
         """Bytes of a masked upload."""
         return sum(spec.nbytes for spec in self.tensors.values())
 
-    def allows(self, step: str, name: str, spec: Spec) -> bool:
-        """Whether a tensor of this name may leave in a step."""
+    def allows(self, step: str, name: str, spec: Spec, row: int | None) -> bool:
+        """Whether a tensor of this name may leave in a step; ``row``: length of the statistic that is summed."""
+        if step == "masked" and row is not None:
+            return (name, spec) == ("numbers", Spec((row,), "int64"))
         if step == "masked":
             return self.tensors.get(name) == spec
         if spec.dtype != "uint8" or len(spec.shape) != 1:
@@ -200,6 +202,7 @@ class EgressGate:
         numbers: Mapping[str, int],
         *,
         about: Mapping[str, object],
+        statistic: str | None = None,
         noise: Mapping[str, object] | None = None,
     ) -> None:
         """Record what leaves in one step of a secure sum.
@@ -210,6 +213,7 @@ class EgressGate:
             tensors: keys and shares as bytes, or the masked integers.
             numbers: in the clear.
             about: the session, and how the sum is protected.
+            statistic: the declared row that is summed; None: an upload.
             noise: what was added to the upload before.
 
         Raises:
@@ -218,8 +222,11 @@ class EgressGate:
         declared = self._declaration.masked
         if declared is None:
             raise self._refusal(f"a secure sum's step '{step}'")
+        row = None if statistic is None else self._declaration.statistics.get(statistic)
+        if statistic is not None and row is None:
+            raise self._refusal(f"statistic '{statistic}'")
         for name, tensor in tensors.items():
-            if not declared.allows(step, name, Spec.of(tensor)):
+            if not declared.allows(step, name, Spec.of(tensor), None if row is None else row.length):
                 raise self._refusal(f"'{name}' as {Spec.of(tensor)} in a secure sum's step '{step}'")
         for name in numbers:
             if step != "keys" or name not in declared.numbers:
@@ -232,8 +239,10 @@ class EgressGate:
             "bytes": nbytes(tensors) + NUMBER_BYTES * len(numbers),
             "metrics": dict(sorted(numbers.items())),
             "secure": dict(about),
-            "purpose": f"secure sum, {_STEPS[step]}: {declared.purpose}",
+            "purpose": f"secure sum, {_STEPS[step]}: {declared.purpose if row is None else row.purpose}",
         }
+        if statistic is not None:
+            entry["statistic"] = statistic
         self._write(entry if noise is None else entry | {"noise": dict(noise)}, {**tensors, **numbers})
 
     def release_validation(self, round_number: int, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -275,6 +284,8 @@ class EgressGate:
         declared = self._declaration.statistics.get(name)
         if declared is None:
             raise self._refusal(f"statistic '{name}'")
+        if self._declaration.masked is not None:
+            raise self._refusal(f"statistic '{name}' without masks")
         if values.shape != (declared.length,):
             raise self._refusal(f"statistic '{name}' of shape {values.shape} where ({declared.length},) is declared")
         self._write(

@@ -185,8 +185,13 @@ class Desk:
 
     def _secure(self, head: Head) -> Reply:
         step, number, rounds = str(head.get("step")), _whole(head, "round"), _whole(head, "rounds")
-        asked = {key: head[key] for key in ("session", "adverts", "sealed", "survivors") if key in head}
-        with self._training(head) if step == "keys" else nullcontext():
+        asked = {key: head[key] for key in ("session", "row", "adverts", "sealed", "survivors") if key in head}
+        trains = step == "keys" and "row" not in asked
+        if "row" in asked:
+            _check_row(asked["row"])
+            if head.get("state") is not None:
+                self._bring(_whole(head, "state"))
+        with self._training(head) if trains else nullcontext():
             note = self._site.exchange(step, number, rounds, asked, self._download[1])
         return {"numbers": dict(note.numbers)}, note.tensors
 
@@ -233,6 +238,11 @@ class Desk:
         if self._at != known:
             self._site.load_state(state)
             self._at = known
+
+
+def _check_row(row: Any) -> None:
+    if not isinstance(row, dict) or not {"statistic", "at", "temperature", "views"} <= set(row):
+        raise QuestionError("its 'row' names no statistic")
 
 
 class QuestionError(ValueError):

@@ -255,7 +255,7 @@ class Remote:
         if step == "keys":
             for held in self._held.values():
                 held.absent = False
-        head = {"round": round_number, "rounds": rounds, "step": step}
+        head = {"round": round_number, "rounds": rounds, "step": step, "state": self._state_of}
         going = {site: downloads.get(site) for site in asked}
         what = f"round {round_number}, secure sum, {step}"
         self._report(Event(self._task, (round_number - 1) * len(self._names), rounds * len(self._names), what))

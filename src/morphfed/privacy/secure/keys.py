@@ -78,7 +78,7 @@ class Advert:
             ValueError: it is none.
         """
         try:
-            sealing, masking, commitment = (bytes.fromhex(plain[k]) for k in ("sealing", "masking", "commitment"))
+            sealing, masking, commitment = (bytes.fromhex(plain[n]) for n in ("sealing", "masking", "commitment"))
             claims = {str(name): value for name, value in plain["claims"].items()}
             proof = {str(name): bytes.fromhex(value) for name, value in plain["proof"].items()}
         except (TypeError, KeyError, AttributeError, ValueError) as cause:
