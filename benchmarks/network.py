@@ -1,7 +1,7 @@
 """A federation across a network: what a round costs through nginx, TLS and keys, over slow links, with many sites.
 
     python benchmarks/network.py [--quick] [--repeats 5]
-    MORPHFED_NETWORK=noop,slow python benchmarks/network.py      # some of: start noop large dead slow memory
+    MORPHFED_NETWORK=noop,slow python benchmarks/network.py  # some of: start noop large dead slow memory memory-small
 
 Runs where Flower is installed (`make test-network` makes such an environment). Sites are stubs that speak the whole
 protocol and train nothing, each with uploads of its own; so what is measured is everything but the training. Slow links
@@ -22,8 +22,8 @@ from statistics import median
 from _federation import Rounds, events, idle, machines, needs, stubs, study
 from _table import MIB, NotMeasuredError, Options, Row, run, spread
 
-SMALL, TEN, LARGE = "test_resnet", "mixnet_s", "resnet34"
-"""timm's names: 1.5, 10.5 and 85.2 MB of weights and statistics."""
+SMALL, TEN, MIDDLE, LARGE = "test_resnet", "mixnet_s", "resnet10t", "resnet34"
+"""timm's names: 1.5, 10.5, 19.7 and 85.2 MB of weights and statistics."""
 
 TWO = ("alder", "birch")
 CODED = '\nupload = "int8"\ndownload = "bf16"'
@@ -55,18 +55,18 @@ def large(options: Options) -> Iterator[Row]:
     yield row("a round without training, 85 MB of weights", found, "18.5 – 19.9 s", 9, options)
 
 
-def memory(options: Options) -> Iterator[Row]:
+def memory(options: Options, model: str = LARGE, size: str = "85 MB") -> Iterator[Row]:
     """The coordinator's peak, and what Flower's server takes."""
     seen = {}
     for count in (2, 20):
         sites = tuple(f"site-{number:02d}" for number in range(count))
-        seen[count] = idle(study(LARGE, sites, 2), sites)
+        seen[count] = idle(study(model, sites, 2), sites)
     peaks = {n: {name: p.peak / MIB for name, p in found.seen.items()} for n, found in seen.items()}
     coordinator = [p["coordinator"] for p in peaks.values()]
     ratio = coordinator[1] / coordinator[0]
     server = ", ".join(f"{p['server']:,.0f} MiB and {seen[n].disk / MIB:,.0f} MiB of disk" for n, p in peaks.items())
     yield Row(
-        "memory of the coordinator, 2 and 20 sites, 85 MB of weights",
+        f"memory of the coordinator, 2 and 20 sites, {size} of weights",
         f"{coordinator[0]:,.0f} and {coordinator[1]:,.0f} MiB; Flower's server {server}",
         "N models",
         f"{ratio:.2f}",
@@ -199,6 +199,7 @@ def start(options: Options) -> Iterator[Row]:
 
 def first_steps(model: str, rounds: int) -> tuple[list[float], list[float]]:
     """Wall and processor seconds by round, the first left out."""
+    from tests import links
     from tests.links import FakeClock, MemoryLink
 
     from morphfed.data.drafting import draft
@@ -213,6 +214,7 @@ def first_steps(model: str, rounds: int) -> tuple[list[float], list[float]]:
     from morphfed.privacy.ledger import ChainedLedger
     from morphfed.training import trainer
 
+    links.LIMIT = 1 << 28  # it reads what it carries
     asked, found = (0.0, 0.0), list[tuple[float, float]]()
     begin = trainer._begin
 
@@ -262,6 +264,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "large": large,
     "dead": dead,
     "slow": slow,
+    "memory-small": lambda options: memory(options, MIDDLE, "20 MB"),
     "memory": memory,
 }
 

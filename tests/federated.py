@@ -14,8 +14,9 @@ from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.coding.base import UploadConfig
 from morphfed.federation.coding.wire import Coding, Download
 from morphfed.federation.loop import FederationConfig, RoundLoop
-from morphfed.federation.secure.member import Member, OpenedRounds
+from morphfed.federation.secure.member import Member, Opened
 from morphfed.federation.secure.plan import Plan
+from morphfed.federation.secure.rows import SummedRows
 from morphfed.federation.secure.total import SecureSums
 from morphfed.federation.site import BEFORE_METRICS, UPLOAD_METRICS, VALIDATION_METRICS, Site, Workspace
 from morphfed.federation.statistics import class_counts, temperature_losses
@@ -150,12 +151,12 @@ class Federation:
             relative = frozenset(uploads) & frozenset(going)
             self.plan = Plan("unit", tuple(sizes), securing, weighting, uploads, relative, trained, "test")
         masked = self.plan.declared if self.plan else None
-        declaration = Declaration(self.coding.specs, numbers, "test", VALIDATION_METRICS, statistics, masked)
+        declaration = Declaration(self.coding.specs, numbers, "test", VALIDATION_METRICS, statistics, masked=masked)
         self.gates = {
             name: EgressGate(name, declaration, folder / f"{name}.jsonl" if folder else None) for name in sizes
         }
         self.members = {
-            name: Member(name, self.plan, gate, opened=OpenedRounds(opened and opened / f"{name}.json"))
+            name: Member(name, self.plan, gate, opened=Opened(opened and opened / f"{name}.json"))
             for name, gate in self.gates.items()
             if self.plan
         }
@@ -181,15 +182,17 @@ class Federation:
         ]
         self.coordinator = named.coordinator(config, {k: state[k].clone() for k in going}, self.layout)
         self.transport = InProcess(self.sites)
+        sums = SecureSums(self.plan) if self.plan else None
+        self.asked = SummedRows(self.transport, sums, classes=2, quorum=quorum) if sums else self.transport
         self.store = CheckpointStore(folder, "study") if folder else None
         self.loop = RoundLoop(
             FederationConfig(rounds=rounds, quorum=quorum, noise=noising, secure=securing.model_dump()),
             coordinator=self.coordinator,
-            transport=self.transport,
+            transport=self.asked,
             store=self.store,
             coding=self.coding,
             share_counts=shared,
             noise=self.noise,
-            secure=SecureSums(self.plan) if self.plan else None,
+            secure=sums,
             seed=seed,
         )

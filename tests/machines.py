@@ -55,7 +55,7 @@ def start_nginx(federation: Path, folder: Path) -> subprocess.Popen[bytes]:
 
 @dataclass
 class Machines:
-    """The commands of docs/how-to/deploy.md, each process with a folder of its own.
+    """The commands of docs/how-to/federation.md, each process with a folder of its own.
 
     Attributes:
         study: the study's file, beside its films.
@@ -75,18 +75,19 @@ class Machines:
     waits: dict[str, float] = field(default_factory=lambda: {"gather": 240, "absent": 45})
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, check: bool = True, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", PROGRAM, *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=check, timeout=300)
+        where = folder or self.folder
+        return subprocess.run(command, cwd=where, capture_output=True, text=True, check=check, timeout=900)
 
-    def start(self, name: str, *arguments: str) -> None:
-        self.start_command(name, [sys.executable, "-c", PROGRAM, *arguments])
+    def start(self, name: str, *arguments: str, folder: Path | None = None) -> None:
+        self.start_command(name, [sys.executable, "-c", PROGRAM, *arguments], folder)
 
-    def start_command(self, name: str, command: Sequence[str]) -> None:
+    def start_command(self, name: str, command: Sequence[str], folder: Path | None = None) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.running[name] = subprocess.Popen(
                 [*self.prefixes.get(name, ()), *command],
-                cwd=self.folder,
+                cwd=folder or self.folder,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.variables.get(name, {})},

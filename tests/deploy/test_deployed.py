@@ -96,6 +96,35 @@ def test_the_same_study_gives_the_same_model_files(more: str, tiny: Path, tmp_pa
         assert bool(differ) == bool(more)  # its own norms
 
 
+def test_sums_over_the_network_give_the_files_of_one_machine(tiny: Path, tmp_path: Path) -> None:
+    settled = 'calibrate = "temperature"\n'
+    tiny.write_text(
+        tiny.read_text()
+        .replace("[evaluation]\n", f"[evaluation]\n{settled}")
+        .replace("[arms.fedavg]\n", "[arms.fedavg]\nfederation = { secure = true }\n")
+    )
+    here = run_study(tiny, Options(tmp_path / "runs")).run / UNIT
+    consortium = Consortium(tiny, tmp_path)
+    shown = review(consortium.agreed).text
+    assert "the coordinator sees the sum over the sites only" in shown
+    assert "any 2 of the 2 sites" in shown
+    assert "this site's upload by itself" not in shown
+    there = consortium.train()
+    assert sha256_file(there / "last.safetensors") == sha256_file(here / "last.safetensors")
+    mine, theirs = read_json(there / "unit.json"), read_json(here / "unit.json")
+    assert mine["calibration"] == theirs["calibration"]
+    assert mine["secure"] == {"threshold": 2, "sites": 2, "bits": 32, "keys": "signed"}
+    assert theirs["secure"]["keys"] == "unsigned"
+    for name in consortium.residents:
+        ledger = consortium.folder / "machines" / name / "ledger.jsonl"
+        assert verify(ledger).sound
+        lines = list(records(ledger))
+        assert not any("weight" in line or "values" in line for line in lines)
+        keys = next(line for line in lines if line.get("step") == "keys")
+        assert {item["name"] for item in keys["items"]} >= {"signature", "certificate", "masking"}
+        assert {line["step"] for line in lines if "step" in line} == {"keys", "shares", "masked", "opened"}
+
+
 def test_the_ledger_accounts_for_every_byte_that_the_coordinator_counts(tiny: Path, tmp_path: Path) -> None:
     consortium = Consortium(tiny, tmp_path)
     unit = read_json(consortium.train() / "unit.json")
@@ -192,3 +221,30 @@ def test_a_site_with_a_broken_ledger_does_not_start(tiny: Path, tmp_path: Path) 
 def test_settings_are_read_back_as_they_were_written(tiny: Path, tmp_path: Path) -> None:
     consortium = Consortium(tiny, tmp_path)
     assert consortium.settings == FederationSettings(name="tiny", host="localhost", port=443)
+
+
+def test_a_question_that_comes_again_gets_the_same_answer_without_training_twice(tiny: Path, tmp_path: Path) -> None:
+    """Its answer was lost on its way. The noise, drawn in secret, would differ if it were drawn again."""
+    noise = '\n[arms.fedavg.federation.noise]\nkind = "as_published"\nalpha = 0.01\ndraw = "secret"\n'
+    tiny.write_text(tiny.read_text().replace("[arms.fedavg]\n", "[arms.fedavg]\n" + noise))
+    consortium = Consortium(tiny, tmp_path)
+    link, lost = consortium.link(), []
+
+    def change(site: str, question: bytes, answer: bytes) -> list[bytes | None]:
+        asked = unpack(question, limit=1 << 26)
+        if (site, asked.kind, asked.head.get("round")) == ("birch", "train", 2) and len(lost) < 2:
+            lost.append(unpack(answer, limit=1 << 26))
+            return [None] if len(lost) == 1 else [answer]
+        return [answer]
+
+    link.change = change
+    unit = read_json(consortium.train(link) / "unit.json")
+    first, second = lost
+    assert first.head["nonce"] != second.head["nonce"]
+    assert all(first.tensors[name].equal(second.tensors[name]) for name in first.tensors)
+    assert unit["rejected"] == []
+    found = list(records(tmp_path / "machines/birch/ledger.jsonl"))
+    assert [r["round"] for r in found if "weight" in r] == [1, 2, 3]
+    (repeat,) = [r for r in found if r.get("kind") == "repeat"]
+    assert (repeat["round"], "weight" in found[repeat["repeats"] - 1]) == (2, True)
+    assert verify(tmp_path / "machines/birch/ledger.jsonl").sound

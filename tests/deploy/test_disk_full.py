@@ -23,13 +23,13 @@ from morphfed.federation.transports.parcel import unpack
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 200 MB of its own."""
+    """A disk of 400 MB of its own: a run of this study takes 160."""
     place = tmp_path / "small"
     place.mkdir()
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=400m", "tmpfs", str(place)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"this machine does not let a small disk be mounted: {done.stderr.strip()}")

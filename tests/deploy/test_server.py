@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,10 +16,12 @@ import pytest
 if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower reads when it is imported
     pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
 
+from tests.machines import Relay
 from tests.ports import free_port
 
 from morphfed.core.errors import LinkError
 from morphfed.deploy import keys
+from morphfed.federation.transports.flower import calls
 from morphfed.federation.transports.flower.fleet import Credentials, FleetLine
 from morphfed.federation.transports.flower.grid import GridLink
 from morphfed.federation.transports.flower.server import Run, Server, ServerFiles
@@ -56,6 +60,7 @@ class Machines:
         made = keys.make_site(self.authority, site)
         self.write(f"{site}.crt", made.certificate_pem())
         self.write(f"{site}.key", made.key_pem())
+        self.write(f"{site}.pub", made.public_pem())
         return made
 
     def credentials(self, site: str) -> Credentials:
@@ -159,6 +164,102 @@ def test_without_the_secret_nobody_takes_a_run(machines: Machines) -> None:
     machines.write("wrong", b"6" * 64)
     with pytest.raises(LinkError), Run(replace(machines.files, secret=machines.folder / "wrong"), machines.public):
         pass
+
+
+def _far(machines: Machines, relay: Relay, content: bytes, answer: bytes) -> Iterator[GridLink]:
+    """A run with a third site at the far end of a relay; yields while its answer is not there."""
+    public = machines.pair("cedar").public_pem()
+    credentials = replace(machines.credentials("cedar"), port=relay.port)
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            try:
+                with FleetLine(credentials, patience=120) as line:
+                    while not done.is_set():
+                        question = line.ask(8 << 20)
+                        if question is None:
+                            time.sleep(0.1)
+                        else:
+                            assert question.content == content
+                            line.answer(question, answer)
+            except LinkError:
+                time.sleep(1)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    with Run(machines.files, {"cedar": public}) as run:
+        assert run.grid is not None
+        link, ticket, end = GridLink(run.grid, run.nodes), "", time.monotonic() + 300
+        found: list[tuple[str, bytes | None]] = []
+        while not found:
+            assert time.monotonic() < end
+            ticket = ticket or link.post("cedar", content, lifetime=600)
+            found = list(link.take([ticket]))
+            time.sleep(0.1)
+            yield link
+        assert found == [(ticket, answer)]
+    done.set()
+    relay.close()
+    thread.join(20)
+
+
+@pytest.mark.parametrize("away", [4, 50])
+def test_an_upload_that_was_cut_off_goes_on_where_it_was(away: int, machines: Machines) -> None:
+    """After 50 s the server calls the site gone; what has arrived is kept all the same."""
+    relay, size = Relay(machines.files.port, rate=1.5e6), 12 << 20
+    cut: float | None = None
+    healed = False
+    for link in _far(machines, relay, b"question", random.Random(0).randbytes(size)):
+        if cut is None and relay.up > size // 2:
+            relay.cut()
+            cut = time.monotonic()
+        elif cut is not None and not healed and time.monotonic() - cut > away:
+            assert link.presence()["cedar"].connected == (away < 40)
+            relay.heal()
+            healed = True
+    assert healed
+    assert size < relay.up < size + (3 << 20)  # from the start again it would be half as much more
+
+
+def test_bytes_arrive_over_a_link_that_is_late_and_breaks(machines: Machines) -> None:
+    relay = Relay(machines.files.port, delay=0.02, loss=0.01, seed=3)
+    content = random.Random(1).randbytes(3 << 20)
+    for _ in _far(machines, relay, content, content[::-1]):
+        pass
+    assert relay.torn > 0
+
+
+def test_a_clock_that_is_wrong_is_refused_in_words(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.supercore.date import now
+
+    for minutes, words in ((10, "10 minutes ahead of"), (-10, "10 minutes behind")):
+        monkeypatch.setattr(
+            "flwr.supernode.node_auth_http_interceptor.now", lambda m=minutes: now() + timedelta(minutes=m)
+        )
+        monkeypatch.setattr(calls, "_now", lambda m=minutes: time.time() + 60 * m)
+        with pytest.raises(LinkError, match=words) as raised, FleetLine(machines.credentials("alder")):
+            pass
+        assert "set the clock" in raised.value.fix
+
+
+def test_a_site_that_was_killed_is_let_in_again_at_once(machines: Machines) -> None:
+    """The server believes it connected for forty seconds."""
+    machines.pair("dogwood")
+    with Run(machines.files, {"dogwood": (machines.folder / "dogwood.pub").read_bytes()}) as run:
+        assert run.grid is not None
+        link = GridLink(run.grid, run.nodes)
+        dead = FleetLine(machines.credentials("dogwood"))
+        dead.__enter__()
+        dead._stop.set()  # no sign of life any more, and no goodbye
+        first = link.presence()["dogwood"].since
+        with FleetLine(machines.credentials("dogwood")):
+            time.sleep(2.5)
+            again = link.presence()["dogwood"]
+            assert again.connected
+            assert again.since is not None
+            assert first is not None
+            assert again.since > first  # the coordinator sees that it was started anew
 
 
 def test_a_server_that_was_killed_is_started_again_and_the_sites_come_back(machines: Machines) -> None:

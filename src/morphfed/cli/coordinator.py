@@ -26,6 +26,11 @@ def start(folder: Path, /) -> int:
         trained = run(folder, report=display)
     for unit in trained:
         sys.stdout.write(f"trained: {unit}\n")
+    page = folder / "run" / "report.html"
+    if page.is_file():
+        sys.stdout.write(f"report: {page}\nnext: open it in a browser.\n")
+    else:
+        sys.stdout.write('no report: the study has evaluation.release = "none".\n')
     return 0
 
 

@@ -136,6 +136,10 @@ def ledger(folder: Path = SITE, /, *, last: int = 20, json: bool = False) -> int
     return 9
 
 
+_SHOWN = 12
+"""Numbers of a record that a terminal gets."""
+
+
 def _line(record: dict[str, Any]) -> str:
     """One record for a terminal."""
     where = f"{record['time'][:19].replace('T', ' ')}  #{record['n']}"
@@ -145,6 +149,8 @@ def _line(record: dict[str, Any]) -> str:
     tensors = [item for item in items if "sha256" in item and "values" not in item]
     rows = [item for item in items if "values" in item]
     numbers = [f"{item['name']}={item['value']:.4g}" for item in items if item.get("value") is not None]
+    if len(numbers) > _SHOWN:
+        numbers = [*numbers[:_SHOWN], f"{len(numbers) - _SHOWN} more numbers (--json shows all)"]
     parts = [f"{len(tensors)} tensors" if tensors else "", *(f"{r['name']}={r['values']}" for r in rows), *numbers]
     what = ", ".join(part for part in parts if part)
     why = f"({record['purpose']}; noise {record['noise']})"

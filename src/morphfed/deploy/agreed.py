@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from morphfed.core.errors import ConfigError
 from morphfed.core.files import sha256_text
+from morphfed.experiment.released import releases
 from morphfed.experiment.study import Arm, SiteConfig, Study, load_study
 from morphfed.experiment.units import Unit, units_of
 
@@ -31,8 +32,8 @@ class Agreed:
 
     Attributes:
         study: as written.
-        arms: those that move models between sites, with ``precision = "auto"`` read as fp32: each site would measure
-            another answer.
+        arms: those that move models between sites and, where scores are told, those of local models, which are trained
+            each at its site; with ``precision = "auto"`` read as fp32: each site would measure another answer.
         folder: the study file's, for weights given by a relative path.
     """
 
@@ -42,8 +43,28 @@ class Agreed:
 
     @property
     def units(self) -> list[Unit]:
-        """What is trained, in order."""
-        return [unit for unit in units_of(self.study, self.arms) if unit.moves]
+        """What is trained between sites, in order."""
+        return [unit for unit in self.all_units if unit.moves]
+
+    @property
+    def all_units(self) -> list[Unit]:
+        """The same, and the local models that each site trains for itself."""
+        return units_of(self.study, self.arms)
+
+    @property
+    def releases(self) -> bool:
+        """Whether sites tell the scores of their test parts."""
+        return releases(self.study)
+
+    @property
+    def held_out(self) -> list[str]:
+        """Sites that judge and never train; none where no scores are told."""
+        return list(self.study.held_out) if self.releases else []
+
+    @property
+    def everyone(self) -> list[str]:
+        """All sites that join, in the study's order."""
+        return [site for site in self.study.sites if site in (*self.sites, *self.held_out)]
 
     @property
     def sites(self) -> list[str]:
@@ -67,19 +88,21 @@ class Agreed:
         return {"format": FORMAT, **plain, "data": data, "sites": list(self.study.sites), "arms": arms}
 
     def at_site(self, name: str, config: SiteConfig) -> Study:
-        """The study as one training site sees it: with its own images, and no other site.
+        """The study as one site sees it: with its own images, and no other site.
 
         Raises:
-            ConfigError: the study does not name the site, or holds it out.
+            ConfigError: the study does not name the site, or holds it out where no scores are told.
         """
-        if name not in self.sites:
-            where = "holds it out" if name in self.study.held_out else f"trains {', '.join(self.sites)}"
+        if name not in self.everyone:
+            held = name in self.study.held_out
+            where = 'holds it out, with evaluation.release = "none"' if held else f"trains {', '.join(self.sites)}"
             raise ConfigError(
                 f"The study '{self.study.name}' does not train at the site '{name}': it {where}.",
                 fix="join with the name that the study gives to this site, or ask its author.",
             )
         data = self.study.data.model_copy(update={"root": "."})
-        return self.study.model_copy(update={"sites": {name: config}, "held_out": (), "data": data})
+        held_out = tuple(site for site in self.held_out if site == name)
+        return self.study.model_copy(update={"sites": {name: config}, "held_out": held_out, "data": data})
 
 
 def load_agreed(path: Path, overrides: Sequence[str] = ()) -> Agreed:
@@ -104,8 +127,14 @@ def load_agreed(path: Path, overrides: Sequence[str] = ()) -> Agreed:
     moving = {name: _fp32(arm) for name, arm in arms.items() if arm.algorithm.kind == "federated"}
     if not moving:
         raise ConfigError(f"{path}: no arm moves a model between sites.", fix="add for example [arms.fedavg].")
+    if releases(study):  # in the study's order
+        moving = {n: _fp32(arm) for n, arm in arms.items() if n in moving or arm.algorithm.name == "local"}
     for name, arm in moving.items():
-        if arm.federation.noise.kind != "none" and arm.federation.noise.draw == "study":
+        if (
+            arm.algorithm.kind == "federated"
+            and arm.federation.noise.kind != "none"
+            and arm.federation.noise.draw == "study"
+        ):
             raise ConfigError(
                 f"{path}: arms.{name}: the noise would be drawn from the study's seed, which the coordinator knows: it "
                 "could subtract it.",

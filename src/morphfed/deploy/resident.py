@@ -14,11 +14,12 @@ import torch
 
 from morphfed import __version__
 from morphfed.core.errors import ConsentError, DataError, MorphfedError, PrivacyError, StorageError, TrainingError
-from morphfed.core.files import sha256_file, sha256_text
+from morphfed.core.files import sha256_file, sha256_text, write_bytes
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.deploy.bundle import SECRETS
 from morphfed.deploy.consent import approvals, approved
 from morphfed.deploy.identity import SiteIdentity
+from morphfed.deploy.telling import Alone, Telling, Working
 from morphfed.experiment.environment import cores
 from morphfed.experiment.features import on_features
 from morphfed.experiment.network import Network, declare, make_site, whole_network
@@ -34,7 +35,9 @@ from morphfed.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed
+    from morphfed.experiment.study import Study
     from morphfed.experiment.units import Unit
+    from morphfed.federation.site import Site
     from morphfed.privacy.ledger import ChainedLedger
 
 _TOLD = (ConsentError, TrainingError, PrivacyError)
@@ -42,7 +45,7 @@ _TOLD = (ConsentError, TrainingError, PrivacyError)
 
 
 @dataclass
-class _Working:
+class _AtHand:
     """The unit at hand."""
 
     study: str
@@ -80,7 +83,7 @@ class Resident:
         self, site: str, folder: Path, data: SiteConfig, ledger: ChainedLedger, *, report: Reporter = silent
     ) -> None:
         self.site, self._folder, self._data, self._ledger, self._report = site, folder, data, ledger, report
-        self._working: _Working | None = None
+        self._working: _AtHand | None = None
         self._prepared: tuple[str, Prepared] | None = None
         self._last = _Last()
         self.over = False
@@ -119,7 +122,7 @@ class Resident:
             traceback.print_exc(file=sys.stderr)
             self._working = None  # whatever state it was in
             return self._refuse(head, f"{type(cause).__name__} at the site; its own log says more")
-        self.over = question.kind == "finish" and bool(head.get("over"))
+        self.over = question.kind in ("finish", "leave") and bool(head.get("over"))
         return answer
 
     def _again(self, question: Parcel) -> bytes | None:
@@ -166,11 +169,11 @@ class Resident:
         agreed = approved(self.site, self._folder, study_hash)
         working = self._working
         if working is None or (working.study, working.unit) != (study_hash, unit_key):
-            unit = next((u for u in agreed.units if u.key == unit_key), None)
-            if unit is None:
-                raise QuestionError(f"the study has no unit '{unit_key[:60]}'")
+            unit = next((u for u in agreed.all_units if u.key == unit_key), None)
+            if unit is None or not (unit.moves or self.site in unit.trained_on):
+                raise QuestionError(f"the study has no unit '{unit_key[:60]}' for this site")
             self._working = None  # two networks need not be in memory at once
-            working = self._working = _Working(study_hash, unit_key, self._open(agreed, unit))
+            working = self._working = _AtHand(study_hash, unit_key, self._open(agreed, unit))
         return working.desk
 
     def _open(self, agreed: Agreed, unit: Unit) -> Desk:
@@ -179,8 +182,11 @@ class Resident:
         torch.set_num_threads(study.compute.threads or cores())
         wanted = study.compute.device
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+        if not unit.moves:
+            return Alone(self._telling(agreed, unit, study), arm, device, self._keep_file).desk()
         backbone, model, initial = whole_network(unit, agreed.study, arm, folder=agreed.folder, device=device)
         prepared = self._images(agreed)
+        telling = self._telling(agreed, unit, study)
         stored = on_features(backbone, arm, prepared, study, report=self._report)
         if stored is not None:
             model, prepared = stored.model, stored.prepared
@@ -194,31 +200,46 @@ class Resident:
             seed=unit.seed,
             task=study_task(study).task,
         )
-        parts = prepared.sets[self.site]
-        ledger = self._ledger.about(study=agreed.hash, unit=unit.key)
-        own = {self.site: parts["validation"]}
-        train = study_task(study).training_part(parts["train"], arm)
-        kept = self._folder / "state" / agreed.hash / unit.key
-        site = make_site(
+        own = self.site in agreed.sites
+        working = Working(network, trainer, prepared)
+        return Desk(
+            self._site(agreed, unit, working) if own else None,
+            RoundStates(self._kept(agreed, unit)),
+            network=network.digest(),
+            ledger=lambda: self._ledger.head,
+            finished=lambda: self._keep_model(agreed, unit, network),
+            newcomer=working.newcomer(self.site),
+            judge=(lambda head: telling.scores(head, working)) if agreed.releases else None,
+            more={"facts": telling.facts} if agreed.releases else {},
+        )
+
+    def _site(self, agreed: Agreed, unit: Unit, working: Working) -> Site:
+        """This site's half of the unit's rounds."""
+        study, arm = agreed.at_site(self.site, self._data), agreed.arms[unit.arm]
+        parts = working.prepared.sets[self.site]
+        return make_site(
             self.site,
             unit,
             agreed.study,
-            network,
-            trainer,
-            train=train,
-            validation=own,
-            ledger=ledger,
-            opened=kept / "opened.json",
-            identity=SiteIdentity(self._folder / SECRETS) if network.sums else None,
+            working.network,
+            working.trainer,
+            train=study_task(study).training_part(parts["train"], arm),
+            validation={self.site: parts["validation"]},
+            ledger=self._ledger.about(study=agreed.hash, unit=unit.key),
+            opened=self._kept(agreed, unit) / "opened.json",
+            identity=SiteIdentity(self._folder / SECRETS) if working.network.sums else None,
         )
-        digest = network.digest()
-        return Desk(
-            site,
-            RoundStates(kept),
-            network=digest,
-            ledger=lambda: self._ledger.head,
-            finished=lambda: self._keep_model(agreed, unit, network),
-        )
+
+    def _kept(self, agreed: Agreed, unit: Unit) -> Path:
+        """Folder of this site's private state of a unit."""
+        return self._folder / "state" / agreed.hash / unit.key
+
+    def _telling(self, agreed: Agreed, unit: Unit, study: Study) -> Telling:
+        """What of this site's data and scores is told."""
+        ledger = self._ledger.about(study=agreed.hash, unit=unit.key)
+        run = self._folder / "runs" / agreed.hash
+        images = lambda: self._images(agreed)  # noqa: E731
+        return Telling(self.site, agreed, unit, study, images, ledger, lambda: self._ledger.head, run, self._report)
 
     def _images(self, agreed: Agreed) -> Prepared:
         """This site's images, labelled, split and cached; again only when the study or the images' place changes.
@@ -233,16 +254,26 @@ class Resident:
         if self._prepared is None or self._prepared[0] != key:
             self._report(Event("site", text="preparing this site's images", level="info"))
             folder = self._folder / "data" / key
-            prepared = prepare(study, folder, self._folder / "cache", Path.cwd(), report=self._report)
+            cache = self._folder / "cache"
+            prepared = prepare(study, folder, cache, Path.cwd(), report=self._report, whole=False)
             for note in prepared.notes:
                 self._report(Event("site", text=note, level="info"))
-            if not len(prepared.sets[self.site]["train"]):
+            if self.site in agreed.sites and not len(prepared.sets[self.site]["train"]):
                 raise DataError(f"Site '{self.site}' has no training image.", fix="see `morphfed data check`.")
             self._prepared = key, prepared
         return self._prepared[1]
 
     def _keep_model(self, agreed: Agreed, unit: Unit, network: Network) -> None:
         """The finished model as this site uses it, a complete state dict."""
-        path = self._folder / "models" / agreed.study.name / unit.name / "model.safetensors"
+        path = self._model_path(agreed, unit)
         weights.save(path, network.backbone.module.state_dict())
         self._report(Event("site", text=f"{unit.key} is over; its model is {path}", level="info"))
+
+    def _keep_file(self, agreed: Agreed, unit: Unit, model: Path) -> None:
+        """The same of a model that was trained here alone."""
+        path = self._model_path(agreed, unit)
+        write_bytes(path, model.read_bytes())
+        self._report(Event("site", text=f"{unit.key} is over; its model is {path}", level="info"))
+
+    def _model_path(self, agreed: Agreed, unit: Unit) -> Path:
+        return self._folder / "models" / agreed.study.name / unit.name / "model.safetensors"

@@ -10,8 +10,10 @@ import torch
 
 from morphfed import __version__
 from morphfed.core.types import nbytes
+from morphfed.experiment import facts
 from morphfed.experiment.features import cut_of
 from morphfed.experiment.network import Network, declare, whole_network
+from morphfed.experiment.released import declared_history, declared_scores
 from morphfed.models.features import HeadOnly
 from morphfed.privacy.egress import NUMBER_BYTES
 
@@ -55,7 +57,8 @@ def review(agreed: Agreed) -> Review:
         f"Study {study.name}" + (f": {study.title}" if study.title else ""),
         f"  hash      {agreed.hash}",
         f"  sites     {', '.join(agreed.sites)}"
-        + (f"; held out: {', '.join(study.held_out)}" if study.held_out else ""),
+        + (f"; held out: {', '.join(study.held_out)}" if study.held_out else "")
+        + (" (judged there, never trained with)" if agreed.held_out else ""),
         f"  task      {study.task} of {_targets(agreed)}",
         f"  images    {study.data.image_size} × {study.data.image_size} pixels; {study.data.split.train:.0%} of them "
         f"train, {study.data.split.validation:.0%} choose the round, the rest are kept for tests",
@@ -63,9 +66,12 @@ def review(agreed: Agreed) -> Review:
     ]
     total = largest = 0
     for name, arm in agreed.arms.items():
-        said, moved, down = _arm(name, arm, agreed)
+        said, moved, down = (_arm if arm.algorithm.kind == "federated" else _alone)(name, arm, agreed)
         lines += said
         total, largest = total + moved, max(largest, down)
+    if agreed.releases:
+        said, moved = _told(agreed)
+        lines, total = [*lines, *said], total + moved
     lines += [
         f"In all about {_size(total)} leave this site, if it answers every round.",
         "",
@@ -80,11 +86,12 @@ def review(agreed: Agreed) -> Review:
 
 
 def _what_is_seen(agreed: Agreed) -> str:
-    alone = [name for name, arm in agreed.arms.items() if not arm.federation.secure.on]
+    moving = [name for name, arm in agreed.arms.items() if arm.algorithm.kind == "federated"]
+    alone = [name for name in moving if not agreed.arms[name].federation.secure.on]
     text = "Model weights can reveal something about the images that they were trained on"
     if not alone:
         return f"{text}. The coordinator sees those of all sites together. See docs/explanation/secure-aggregation.md."
-    where = "" if len(alone) == len(agreed.arms) else f" of {', '.join(alone)}"
+    where = "" if len(alone) == len(moving) else f" of {', '.join(alone)}"
     return f"{text}, and the coordinator sees this site's upload{where} by itself. See docs/security.md."
 
 
@@ -127,6 +134,42 @@ def _arm(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int, int]:
         "",
     ]
     return lines, len(units) * (rounds * each + once), nbytes(download)
+
+
+def _alone(name: str, arm: Arm, agreed: Agreed) -> tuple[list[str], int, int]:
+    """The same of an arm of local models."""
+    rounds, seeds = arm.federation.rounds, len(agreed.study.seeds)
+    declared = declared_history(agreed.study, rounds)
+    lines = [
+        f"Arm {name}: {arm.algorithm.title}",
+        f"  trained   {arm.model.name}, at this site by itself (not where it is held out); {rounds} rounds, "
+        f"{_plural(seeds, 'seed')}",
+        "  leaves    when it is done: its loss, steps and validation means round by round, up to "
+        f"{_plural(sum(declared.numbers.values()), 'number')}",
+        "  comes in  nothing",
+        "  stays     the model",
+        "",
+    ]
+    return lines, seeds * declared.nbytes, 0
+
+
+def _told(agreed: Agreed) -> tuple[list[str], int]:
+    """Lines on what is told for the report, and its bytes."""
+    study = agreed.study
+    about, scores = facts.declared(study), declared_scores(study)
+    models = len({(unit.arm, unit.seed) for unit in agreed.all_units})
+    lines = [
+        'For the report (evaluation.release = "scores")',
+        "  leaves    before round 1, of this site's images: how many of each class and part, how many patients, scale",
+        f"            and mean colour; up to {_plural(sum(about.numbers.values()), 'number')}",
+        f"            of each finished model ({models} in all), of this site's test images: scores with their",
+        "            intervals, right and wrong answers class by class, and the curves of certainty; up to",
+        f"            {_plural(sum(scores.numbers.values()), 'number')}, and {len(scores.rows)} rows of scores over "
+        f"{study.evaluation.resamples:,} resamples; {_size(scores.nbytes)}",
+        "  note      where a class has one or two test images, these numbers say of each whether it was recognised.",
+        "",
+    ]
+    return lines, about.nbytes + models * scores.nbytes
 
 
 def _uploaded(network: Network) -> list[str]:

@@ -154,20 +154,21 @@ def evaluate_cases(cases: Cases, *, role: Role, resamples: int = RESAMPLES, seed
         number = float(value) if len(cases) and np.isfinite(value) else None
         low, high = interval(drawn[name], clusters) if number is not None and drawn else (None, None)
         found[name] = {"value": number, "low": low, "high": high}
+    structures = {
+        name: {
+            **{metric: found[f"{metric}/{name}"] for metric in METRICS},
+            **_counted(cases.truth_px[:, k] > 0, cases.predicted_px[:, k] > 0),
+        }
+        for k, name in enumerate(cases.structures)
+    }
     return {
         "role": role,
         "n": len(cases),
         "clusters": clusters,
         "cluster_unit": cases.cluster_unit,
         "metrics": {metric: found[metric] for metric in METRICS},
-        "structures": {
-            name: {
-                **{metric: found[f"{metric}/{name}"] for metric in METRICS},
-                **_counted(cases.truth_px[:, k] > 0, cases.predicted_px[:, k] > 0),
-            }
-            for k, name in enumerate(cases.structures)
-        },
-        "notes": _notes(cases, clusters),
+        "structures": structures,
+        "notes": notes_of_cases(len(cases), structures, clusters, cases.cluster_unit),
     }
 
 
@@ -176,25 +177,29 @@ def _counted(true: NDArray[np.bool_], drawn: NDArray[np.bool_]) -> dict[str, int
     return {"n": int(true.sum()), "missed": int((true & ~drawn).sum()), "false": int((drawn & ~true).sum())}
 
 
-def _notes(cases: Cases, clusters: int) -> list[str]:
-    """What a reader must know before trusting this block's numbers."""
-    if not len(cases):
+def notes_of_cases(n: int, structures: Mapping[str, Mapping[str, Any]], clusters: int, unit: str) -> list[str]:
+    """What a reader must know before trusting a block's numbers.
+
+    Args:
+        n: test images.
+        structures: of the block.
+        clusters: what was resampled, and ``unit`` what one is.
+    """
+    if not n:
         return ["No test images: nothing can be computed."]
     notes = []
-    shown = (cases.truth_px > 0).sum(axis=0)
-    pairs = list(zip(cases.structures, shown.tolist(), strict=True))
-    if absent := [name for name, n in pairs if n == 0]:
+    shown = {name: int(block["n"]) for name, block in structures.items()}
+    if absent := [name for name, k in shown.items() if k == 0]:
         notes.append(f"No test image shows {', '.join(absent)}: only what was drawn for nothing is judged there.")
-    if few := [f"{name} ({n})" for name, n in pairs if 0 < n < FEW_IMAGES]:
+    if few := [f"{name} ({k})" for name, k in shown.items() if 0 < k < FEW_IMAGES]:
         notes.append(f"Fewer than {FEW_IMAGES} test images show {', '.join(few)}: intervals are too narrow.")
-    undefined = int((np.isnan(cases.hd95_px) & ((cases.truth_px > 0) | (cases.predicted_px > 0))).sum())
-    if undefined:
+    if undefined := sum(int(block["missed"]) + int(block["false"]) for block in structures.values()):
         notes.append(
             f"{undefined} times a structure was missed altogether or drawn where there is none: no distance exists "
             "there, so such cases lower Dice and IoU and do not enter the mean distance."
         )
     if clusters < 2:
-        notes.append(f"All images come from one {cases.cluster_unit}: no interval can be given.")
+        notes.append(f"All images come from one {unit}: no interval can be given.")
     return notes
 
 

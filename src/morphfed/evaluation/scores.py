@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from morphfed.evaluation.bootstrap import RESAMPLES, cluster_codes, replicate_me
 from morphfed.evaluation.metrics import HIGHER_IS_BETTER, METRICS, Floats, measure
 from morphfed.evaluation.predictions import Judged, Predictions, in_order
 from morphfed.evaluation.site import Role
+from morphfed.evaluation.vectored import Vectored
 
 OWN_SITE, MEAN_LOCAL = "own site", "mean"
 MEAN_TRAINING, MEAN_HELD_OUT = "mean_training", "mean_held_out"
@@ -120,7 +121,7 @@ class Scores(Vectors):
     """Vectors of many units; what summaries, matrices and comparisons are read from.
 
     Args:
-        units: any number of models, seeds and sites.
+        units: any number of models, seeds and sites; with vectors in place of predictions where these stayed at a site.
         metrics: names of :data:`METRICS` or :data:`MASKED`; by default all of the former, and the latter
             where a site lacks a class of the study.
         resamples: B.
@@ -128,7 +129,8 @@ class Scores(Vectors):
 
     Raises:
         DataError: no units, an unknown metric, a model twice with one seed, or units whose sites, roles,
-            classes or images differ; held-out sites alone may be missing, where a method has no model for them.
+            classes or images differ. Held-out sites may be missing, where a method has no model for them; of vectors
+            that sites gave any site may.
     """
 
     def __init__(
@@ -142,13 +144,13 @@ class Scores(Vectors):
         _check_units(units)
         self.resamples = resamples
         self.units = tuple(units)
-        first = _widest(units)
+        first = _all_sites(units) if _given(units) else _widest(units)
         self.models = tuple(dict.fromkeys(u.model for u in units))
         self.arms = {u.model: u.arm for u in units}
         self.sites = tuple(first.sites)
         self.training = tuple(s for s in self.sites if first.roles[s] == "train")
         self.held_out = tuple(s for s in self.sites if first.roles[s] == "held_out")
-        self.clusters = {s: cluster_codes(p.clusters)[1] for s, p in first.sites.items()}
+        self.clusters = {s: _clusters(p) for s, p in first.sites.items()}
         self.cluster_units = {s: str(p.cluster_unit) for s, p in first.sites.items()}
         self.locals: dict[str, dict[str, str]] = {}  # arm → site → model
         for u in units:
@@ -159,7 +161,11 @@ class Scores(Vectors):
         self.metrics = tuple(metrics) if metrics is not None else usual
         known("metric", self.metrics, every)
         self._vectors = {
-            (u.model, u.seed, site): self._vectors_of(p, resamples, seed) for u in units for site, p in u.sites.items()
+            (u.model, u.seed, site): {name: p.vectors[name] for name in self.metrics}
+            if isinstance(p, Vectored)
+            else self._vectors_of(p, resamples, seed)
+            for u in units
+            for site, p in u.sites.items()
         }
 
     def _known_metrics(self, sites: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -300,11 +306,27 @@ def _widest(units: Sequence[UnitPredictions]) -> UnitPredictions:
     return max(units, key=lambda u: len(u.sites))
 
 
+def _given(units: Sequence[UnitPredictions]) -> bool:
+    """Whether sites gave vectors in place of predictions."""
+    return any(isinstance(p, Vectored) for u in units for p in u.sites.values())
+
+
+def _all_sites(units: Sequence[UnitPredictions]) -> UnitPredictions:
+    """The first unit, as if it had been judged wherever any was: in the order of the study's sites."""
+    roles = units[0].roles
+    known = {site: p for u in reversed(units) for site, p in u.sites.items()}
+    return replace(units[0], sites={site: known[site] for site in roles if site in known})
+
+
+def _clusters(judged: Judged) -> int:
+    return judged.count if isinstance(judged, Vectored) else cluster_codes(judged.clusters)[1]
+
+
 def _check_units(units: Sequence[UnitPredictions]) -> None:
     if not units:
         raise DataError("There are no predictions to compare.", fix="finish at least one unit of the study.")
     seen: set[tuple[str, int]] = set()
-    first = _widest(units)
+    first = _all_sites(units) if _given(units) else _widest(units)
     reference = {site: in_order(p) for site, p in first.sites.items()}
     for u in units:
         name = f"model '{u.model}' with seed {u.seed}"
@@ -313,7 +335,7 @@ def _check_units(units: Sequence[UnitPredictions]) -> None:
         seen.add((u.model, u.seed))
         # A method may define no model for a site that took no part; every training site must be judged.
         odd = sorted(s for s in set(u.sites) ^ set(first.sites) if s in u.sites or first.roles.get(s) != "held_out")
-        if odd:
+        if odd and not _given(units):
             raise DataError(
                 f"{name} and model '{first.model}' were not judged at the same sites; only one has {', '.join(odd)}.",
                 fix="predict at every site of the study with every model.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -61,7 +62,7 @@ def evaluate_site(
         "calibration": calibration_bins(predictions),
         "risk_coverage": risk_coverage_points(predictions),
         "errors": _mistakes(predictions, errors),
-        "notes": _notes(predictions, matrix, clusters),
+        "notes": notes_of_classes(predictions.classes, matrix, clusters, predictions.cluster_unit),
     }
 
 
@@ -182,19 +183,20 @@ def _mistakes(p: Predictions, most: int) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(p: Predictions, matrix: m.Floats, clusters: int) -> list[str]:
+def notes_of_classes(classes: Sequence[str], matrix: m.Floats, clusters: int, unit: str) -> list[str]:
     """What a reader must know before trusting this block's intervals."""
-    if not len(p):
+    counts = matrix.sum(axis=1).astype(int)
+    n = int(counts.sum())
+    if not n:
         return ["No test images: nothing can be computed."]
     notes = []
-    counts = matrix.sum(axis=1).astype(int)
-    few = [f"{name} ({n})" for name, n in zip(p.classes, counts, strict=True) if 0 < n < FEW_IMAGES]
+    few = [f"{name} ({k})" for name, k in zip(classes, counts, strict=True) if 0 < k < FEW_IMAGES]
     if few:
         notes.append(
             f"Fewer than {FEW_IMAGES} test images of {', '.join(few)}: intervals of class means are too narrow."
         )
     if clusters < 2:
-        notes.append(f"All images come from one {p.cluster_unit}: no interval can be given.")
-    if not (p.predicted != p.labels).any():
-        notes.append(f"No mistake among {len(p)} images: resampling cannot vary that; see the recalls.")
+        notes.append(f"All images come from one {unit}: no interval can be given.")
+    if n == int(np.trace(matrix)):
+        notes.append(f"No mistake among {n} images: resampling cannot vary that; see the recalls.")
     return notes

@@ -19,7 +19,8 @@ from morphfed.core.types import Spec, Tensors
 from morphfed.experiment.tasks import study_task
 from morphfed.federation import retrogress
 from morphfed.federation.coding.wire import Coding
-from morphfed.federation.secure.member import Member, OpenedRounds
+from morphfed.federation.secure.member import Member, Opened
+from morphfed.federation.secure.rows import SummedRows
 from morphfed.federation.secure.total import SecureSums
 from morphfed.federation.site import UPLOAD_METRICS, Site, Workspace
 from morphfed.federation.statistics import class_counts, confidence_counts, temperature_losses
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from morphfed.algorithms.base import CoordinatorHalf
+    from morphfed.core.progress import Reporter
     from morphfed.experiment.study import Arm, Study
     from morphfed.experiment.units import Unit
     from morphfed.federation.secure.plan import Plan
+    from morphfed.federation.transports.base import Transport
     from morphfed.privacy.ledger import Ledger
     from morphfed.privacy.noise import Noise
     from morphfed.privacy.secure.keys import Identity
@@ -75,9 +78,21 @@ class Network:
         """The algorithm's coordinator half, before round 1."""
         return self.arm.algorithm.coordinator(self.arm.config, self.travelling, self.layout)
 
-    def secure(self) -> SecureSums | None:
-        """The coordinator's end of secure sums; None: uploads come one by one."""
-        return None if self.sums is None else SecureSums(self.sums)
+    def secured(
+        self, transport: Transport, classes: int, *, report: Reporter, task: str
+    ) -> tuple[Transport, SecureSums | None]:
+        """The coordinator's contact with the sites, and its end of secure sums; None: uploads come one by one.
+
+        Args:
+            transport: reaches the sites.
+            classes: length of the class counts.
+            report, task: progress.
+        """
+        if self.sums is None:
+            return transport, None
+        secure = SecureSums(self.sums)
+        quorum = self.arm.federation.quorum
+        return SummedRows(transport, secure, classes=classes, quorum=quorum, report=report, task=task), secure
 
     @property
     def upload_bytes(self) -> int:
@@ -143,7 +158,7 @@ def _declaration(unit: Unit, study: Study, arm: Arm, coding: Coding, sums: Plan 
         f"{arm.algorithm.name}: {arm.algorithm.facts.travels}{written}",
         validation,
         _statistics(study, arm),
-        None if sums is None else sums.declared,
+        masked=None if sums is None else sums.declared,
     )
 
 
@@ -195,7 +210,7 @@ def make_site(
     gate = EgressGate(name, network.declaration, ledger)
     member = None
     if network.sums is not None:
-        member = Member(name, network.sums, gate, opened=OpenedRounds(opened), identity=identity)
+        member = Member(name, network.sums, gate, opened=Opened(opened), identity=identity)
     return Site(
         name,
         train=train,

@@ -68,8 +68,12 @@ def prepare(
     *,
     report: Reporter = silent,
     workers: int | None = None,
+    whole: bool = True,
 ) -> Prepared:
     """Draft, map, split and cache all images; or read back what an earlier call left in ``run``.
+
+    Args:
+        whole: whether all of the study's sites are here; a site by itself may hold a single class.
 
     Raises:
         DataError: a site has nothing to train on; names the site.
@@ -83,7 +87,7 @@ def prepare(
         manifest = chosen.manifest.write(run / MANIFEST)
         notes += chosen.notes
         _write_prepared(study, manifest, chosen.left_out, scales, cache, run, notes, chosen.split_notes)
-    return load_prepared(study, run, cache, report=report, workers=workers)
+    return load_prepared(study, run, cache, report=report, workers=workers, whole=whole)
 
 
 def _write_prepared(
@@ -209,11 +213,13 @@ def load_prepared(
     report: Reporter = silent,
     workers: int | None = None,
     build: bool = True,
+    whole: bool = True,
 ) -> Prepared:
     """Read back what :func:`prepare` wrote, and make sure that every picture is in the cache.
 
     Args:
         build: False in worker processes, where the cache is known to be complete.
+        whole: whether all of the study's sites are here.
 
     Raises:
         DataError: a training site has no readable training image.
@@ -246,7 +252,7 @@ def load_prepared(
         return {split: images(mine & (frame["split"] == split).to_numpy()) for split in SPLITS}
 
     sets = {site: parts(site) for site in study.sites}
-    refuse_untrainable(sets, study)
+    refuse_untrainable(sets, study, whole=whole)
     units: dict[str, ClusterUnit] = {site: block["cluster_unit"] for site, block in info.items()}
     split_notes = list(saved.get("split_notes", ()))
     unknown = {}
@@ -270,8 +276,8 @@ def _note_unreadable(lost: pd.DataFrame, info: dict[str, dict[str, Any]], study:
             block["left_out"].append({"source_label": label, "n": n, "why": "the file cannot be read"})
 
 
-def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study) -> None:
-    """Refuse a site, or sites together, without enough to train or to test on.
+def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study, *, whole: bool = True) -> None:
+    """Refuse a site, or sites together (where all of them are here), without enough to train or to test on.
 
     Raises:
         DataError: names the site.
@@ -287,4 +293,5 @@ def refuse_untrainable(sets: Mapping[str, Mapping[str, ImageSet]], study: Study)
     for site in study.held_out:
         if len(sets[site]["test"]) == 0:
             raise DataError(f"Held-out site '{site}' has no readable image.", fix="check its folder.")
-    study_task(study).refuse([sets[site]["train"] for site in study.training_sites], study)
+    if whole:
+        study_task(study).refuse([sets[site]["train"] for site in study.training_sites], study)

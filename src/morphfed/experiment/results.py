@@ -21,6 +21,7 @@ from morphfed.evaluation.retrogress import summarise_retrogress
 from morphfed.evaluation.site import Role
 from morphfed.experiment.environment import describe
 from morphfed.experiment.tasks import StudyTask, study_task
+from morphfed.experiment.tasks.base import Judgement
 from morphfed.experiment.train_unit import is_done, read_unit
 
 if TYPE_CHECKING:
@@ -51,33 +52,59 @@ def build_results(
     Returns:
         The content of results.json, and the scores that its summary and comparisons were read from.
     """
-    study, task = resolved.study, study_task(resolved.study)
-    done = [unit for unit in units if is_done(unit, run)]
     roles: dict[str, Role] = {site: block["role"] for site, block in prepared.info.items()}
-    entries, predicted = [], []
-    versions: dict[str, list[_Pair]] = {name: [] for name in task.options}
+    done = [unit for unit in units if is_done(unit, run)]
+    task = study_task(resolved.study)
+    judged = []
     for number, unit in enumerate(done):
         report(Event("evaluate", number, len(done), f"judging {unit.key}"))
         entry = read_unit(unit, run)
-        said = task.judge(unit, entry, roles, prepared, study, run)
-        entries.append(entry)
+        judged.append((unit, entry, task.judge(unit, entry, roles, prepared, resolved.study, run)))
+    report(Event("evaluate", len(done), len(done), "comparing arms"))
+    validation = {site: len(parts["validation"]) for site, parts in prepared.sets.items()}
+    data = describe_data(prepared, resolved, run)
+    return compose(resolved, judged, roles, data, failed, read_json(run / "config.json"), validation)
+
+
+def compose(
+    resolved: Resolved,
+    judged: Sequence[tuple[Unit, dict[str, Any], Judgement]],
+    roles: Mapping[str, Role],
+    data: Mapping[str, Any],
+    failed: Mapping[str, str],
+    saved: Mapping[str, Any],
+    validation: Mapping[str, int],
+) -> tuple[dict[str, Any], Scores]:
+    """The content of results.json, from units that are judged.
+
+    Args:
+        judged: each unit, its entry with ``sites``, and what was judged.
+        roles: site → its role, in the study's order.
+        data: the ``data`` block.
+        failed: as :func:`build_results`.
+        saved: when the run was made, and its seconds.
+        validation: validation images by site.
+    """
+    study, task = resolved.study, study_task(resolved.study)
+    entries = [entry for _, entry, _ in judged]
+    predicted = []
+    versions: dict[str, list[_Pair]] = {name: [] for name in task.options}
+    for unit, entry, said in judged:
         predicted.append(_predicted(unit, entry, said.found, roles))
         for name, (treated, plain) in said.versions.items():
             versions[name].append((_predicted(unit, entry, treated, roles), _predicted(unit, entry, plain, roles)))
-    report(Event("evaluate", len(done), len(done), "comparing arms"))
     scores = task.scores(predicted, resamples=study.evaluation.resamples)
-    saved = read_json(run / "config.json")
     results = {
         "schema": SCHEMA,
         "study": describe_study(resolved, saved),
-        "data": describe_data(prepared, resolved, run),
+        "data": data,
         "arms": entries,
         "failed": [{"unit": name, "reason": why} for name, why in failed.items()],
         "summary": summarise(scores),
         "cross_site": cross_site_matrix(scores, metric=task.primary),
         "comparisons": compare_pairs(scores, default_pairs(predicted)),
         "options": _gains(task, versions, study.evaluation.resamples),
-        **retrogress_block(entries, study.training_sites, prepared),
+        **_retrogress(entries, study.training_sites, validation),
         "environment": {**describe(), "threads": resolved.threads, "jobs": resolved.jobs},
         "config": resolved.as_dict(),
     }
@@ -107,7 +134,13 @@ def retrogress_block(
         entries: units with their history.
         sites: training sites.
     """
-    found = summarise_retrogress(entries, sites, {site: len(prepared.sets[site]["validation"]) for site in sites})
+    return _retrogress(entries, sites, {site: len(prepared.sets[site]["validation"]) for site in sites})
+
+
+def _retrogress(
+    entries: Iterable[Mapping[str, Any]], sites: Sequence[str], validation: Mapping[str, int]
+) -> dict[str, list[dict[str, Any]]]:
+    found = summarise_retrogress(entries, sites, validation)
     return {"retrogress": found} if found else {}
 
 

@@ -132,6 +132,13 @@ class EvaluationConfig(Config):
         description="also judge cells of none of the classes (left out for their label): is a model less sure of them, "
         "and how many does a threshold stop that accepts 95 % of the validation images",
     )
+    release: Literal["none", "scores"] = Field(
+        "none",
+        description="over a network only: what of its test part each site tells, so that the coordinator can write a "
+        "report. scores: how many images of each class it has, and of each model the scores with their resamples, the "
+        "table of confusions and the curves; never an image, a label or a prediction of one. Held-out sites take part, "
+        "and local models are trained at their sites",
+    )
     retrogress: bool = Field(
         False,
         description="in every round each site also judges the model that it has just trained, on its validation part, "

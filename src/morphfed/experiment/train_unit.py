@@ -91,7 +91,8 @@ def train_unit(
     network = declare(unit, study, arm, backbone, model, initial)
     workspace, layout = network.workspace, network.layout
     sites = _sites(unit, study, prepared, trainer, network, folder)
-    transport = InProcess(sites, report=report, task=unit.key)
+    here = InProcess(sites, report=report, task=unit.key)
+    transport, secure = network.secured(here, task.outputs(study), report=report, task=unit.key)
     store = CheckpointStore(folder, fingerprint)
     loop = RoundLoop(
         arm.federation,
@@ -102,7 +103,7 @@ def train_unit(
         share_counts=shares_counts(arm),
         moves=unit.moves,
         noise=network.noise,
-        secure=network.secure(),
+        secure=secure,
         seed=unit.seed,
         report=report,
         task=unit.key,

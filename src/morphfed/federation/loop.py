@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +20,7 @@ from morphfed.federation import retrogress
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.coding.base import UploadConfig
 from morphfed.federation.coding.wire import Coding, Download
+from morphfed.federation.secure.rows import TOGETHER
 from morphfed.federation.secure.total import SecureSums
 from morphfed.federation.statistics import summed_counts
 from morphfed.federation.validate import check_upload, opened
@@ -31,9 +33,6 @@ if TYPE_CHECKING:
 
     from morphfed.federation.transports.base import Metrics, Transport
     from morphfed.privacy.noise import Noise
-
-TOGETHER = "together"
-"""In a round's history, the name under which stands what is known of all its sites only (secure aggregation)."""
 
 OWN = "download/"
 """Prefix, in an outcome's sites, of travelling values that a site has in place of the global model's."""
@@ -141,6 +140,7 @@ class RoundLoop:
         seed: of the study, for what the coordinator draws.
         report: progress.
         task: key of the progress bar.
+        observe: is shown what the run has come to, when it begins and after every round; must not change it.
     """
 
     def __init__(
@@ -158,9 +158,11 @@ class RoundLoop:
         seed: int = 0,
         report: Reporter = silent,
         task: str = "rounds",
+        observe: Callable[[Progress], None] | None = None,
     ) -> None:
         self._config, self._coordinator, self._transport = config, coordinator, transport
         self._store, self._moves, self._report, self._task = store, moves, report, task
+        self._observe = observe
         self._coding, self._share_counts, self._noise, self._secure = coding, share_counts, noise, secure
         self._progress = Progress()
         self._best: Tensors = {}
@@ -176,6 +178,7 @@ class RoundLoop:
             StorageError: a checkpoint could not be written; earlier ones stay valid.
         """
         self._begin()
+        self._show()
         while self._progress.round < self._config.rounds:
             self._round(self._progress.round + 1)
         last, last_sites = self._coordinator.model(), self._site_parts()
@@ -218,6 +221,11 @@ class RoundLoop:
         self._progress.round = number
         improved = self._select(number, validation)
         self._save(number, improved)
+        self._show()
+
+    def _show(self) -> None:
+        if self._observe is not None:
+            self._observe(self._progress)
 
     def _sent(self, downloads: dict[str, Tensors]) -> dict[str, Tensors]:
         return downloads if self._coding is None else self._coding.send(downloads)
@@ -275,7 +283,7 @@ class RoundLoop:
                     fix="mend what is said of those sites and run the same command again; the rounds before are saved.",
                 )
 
-        total = self._secure.run(
+        total = self._secure.of_round(
             self._transport, number, self._config.rounds, downloads, sent, refused=refuse, enough=enough
         )
         self._coordinator.fold_mean(total.mean, total.weight, total.sites)

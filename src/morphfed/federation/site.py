@@ -15,10 +15,12 @@ from morphfed.algorithms.base import SiteHalf, SiteWork
 from morphfed.core.types import Tensors, Upload
 from morphfed.federation import retrogress
 from morphfed.federation.coding.wire import Coding
+from morphfed.federation.secure.plan import of_round, of_row
 from morphfed.federation.statistics import CLASS_COUNTS, SUMS
 from morphfed.models.layout import Layout
 from morphfed.privacy.egress import EgressGate
 from morphfed.privacy.noise import Noise
+from morphfed.privacy.secure.party import refusal
 from morphfed.tasks.classification import Classification
 from morphfed.tasks.temperature import tempered
 from morphfed.training.optimise import export_state, import_state, make_optimizer
@@ -202,7 +204,7 @@ class Site:
         return None if self._noise is None else self._noise.describe(round_number)
 
     def exchange(self, step: str, round_number: int, rounds: int, asked: Mapping[str, Any], download: Tensors) -> Note:
-        """Take one step of a secure sum; the first trains, and keeps the upload here.
+        """Take one step of a secure sum; the first trains, or looks at the images, and keeps what it finds here.
 
         Raises:
             TrainingError: as :meth:`train`.
@@ -214,9 +216,23 @@ class Site:
         session = str(asked.get("session"))
         if step != "keys":
             return self._member.answer(step, session, {key: v for key, v in asked.items() if key != "session"})
-        download = self._coding.open(download)
+        if (row := asked.get("row")) is not None:
+            statistic, values = str(row["statistic"]), self._row(row, download)
+            return self._member.row(session, of_row(row, round_number), statistic, round_number, values)
+        what, download = of_round(round_number, download), self._coding.open(download)
         made = self._make(round_number, rounds, download)
-        return self._member.keys(session, made, download, noise=self._described(round_number))
+        return self._member.keys(session, what, made, download, noise=self._described(round_number))
+
+    def _row(self, row: Mapping[str, Any], download: Tensors) -> NDArray[Any]:
+        """A declared statistic; nothing has left."""
+        statistic = str(row["statistic"])
+        if statistic == CLASS_COUNTS:
+            return self._train.class_counts
+        if statistic not in SUMS:
+            raise refusal(f"there is no statistic '{statistic[:40]}'")
+        at = np.array(row["at"], dtype=np.float64)
+        views: Views = 8 if row["views"] == 8 else 1
+        return self._sums(statistic, download, at, temperature=float(row["temperature"]), views=views)
 
     def _judge_own(self) -> dict[str, float]:
         """Validation metrics of the model that this site would go on with if nothing were sent back; {}: no images.
@@ -376,6 +392,13 @@ class Site:
         Raises:
             PrivacyError: the study does not declare that these sums leave.
         """
+        sums = self._sums(statistic, download, at, temperature=temperature, views=views)
+        self._gate.release_statistic(statistic, sums, round_number=round_number)
+        return sums
+
+    def _sums(
+        self, statistic: str, download: Tensors, at: NDArray[np.float64], *, temperature: float, views: Views
+    ) -> NDArray[np.float64]:
         self.load_model(download)
         sums = np.zeros(len(at) + 1)
         for data in self._validation.values():
@@ -383,7 +406,6 @@ class Site:
                 probabilities = self._trainer.predict(self._workspace.model, data, views=views)
                 sums[:-1] += SUMS[statistic](data.labels, tempered(probabilities, temperature), at)
                 sums[-1] += len(data)
-        self._gate.release_statistic(statistic, sums, round_number=round_number)
         return sums
 
     def state(self) -> Tensors:

@@ -7,10 +7,10 @@ the study's algorithm declared; everything else is refused. What passes is writt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from morphfed.core.errors import PrivacyError
 from morphfed.core.types import Spec, Tensors, Upload, nbytes
@@ -37,6 +37,62 @@ class Statistic:
     purpose: str
 
 
+Place = tuple[str, ...]
+"""Where a number stands in a tree of them: keys from the outside in, ``#`` for any place of a list."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Numbers, and rows of them, over all of a site's images of one part that may leave it outside the rounds.
+
+    Attributes:
+        numbers: where a number may stand → how many there may be at most.
+        rows: name → shape and dtype.
+        purpose: what the coordinator does with them.
+    """
+
+    numbers: Mapping[Place, int]
+    rows: Mapping[str, Spec]
+    purpose: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, if all of them leave."""
+        return NUMBER_BYTES * sum(self.numbers.values()) + sum(spec.nbytes for spec in self.rows.values())
+
+    def objection(self, tree: object, rows: Tensors) -> str:
+        """What of a tree and rows is not declared, for people; empty: nothing."""
+        found: dict[Place, int] = {}
+        for path, value in leaves(tree):
+            where = "/".join(path)[:80]
+            if not (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
+                if value in ({}, []) and any(known[: len(path)] == path for known in self.numbers):
+                    continue
+                return f"a {type(value).__name__} at '{where}'"
+            found[path] = found.get(path, 0) + 1
+            if found[path] > self.numbers.get(path, 0):
+                return f"{'one more' if path in self.numbers else 'a'} number at '{where}'"
+        for name, tensor in rows.items():
+            spec = self.rows.get(name)
+            if spec is None:
+                return f"the row '{name[:80]}'"
+            if spec != Spec.of(tensor):
+                return f"the row '{name[:80]}' as {Spec.of(tensor)} where {spec} is declared"
+        return ""
+
+
+def leaves(tree: object, path: Place = ()) -> Iterator[tuple[Place, object]]:
+    """Every leaf of nested tables and lists with its place; an empty table or list is one too."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from leaves(value, (*path, str(key)))
+    elif isinstance(tree, list) and tree:
+        for value in tree:
+            yield from leaves(value, (*path, "#"))
+    else:
+        yield path, tree
+
+
 @dataclass(frozen=True)
 class Masked:
     """What may leave a site where the study sends sums only: no upload, but what a secure sum is made of.
@@ -58,8 +114,10 @@ class Masked:
         """Bytes of a masked upload."""
         return sum(spec.nbytes for spec in self.tensors.values())
 
-    def allows(self, step: str, name: str, spec: Spec) -> bool:
-        """Whether a tensor of this name may leave in a step."""
+    def allows(self, step: str, name: str, spec: Spec, row: int | None) -> bool:
+        """Whether a tensor of this name may leave in a step; ``row``: length of the statistic that is summed."""
+        if step == "masked" and row is not None:
+            return (name, spec) == ("numbers", Spec((row,), "int64"))
         if step == "masked":
             return self.tensors.get(name) == spec
         if spec.dtype != "uint8" or len(spec.shape) != 1:
@@ -84,6 +142,7 @@ class Declaration:
         purpose: why, in the words of the study's algorithm.
         validation: names of the means that may leave after a round's validation.
         statistics: rows of sums that may leave outside the rounds, by name.
+        findings: trees of numbers that may leave outside the rounds, by name.
         masked: in place of uploads, which then do not leave at all; None: uploads leave as they are.
     """
 
@@ -92,6 +151,7 @@ class Declaration:
     purpose: str
     validation: frozenset[str] = frozenset()
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    findings: Mapping[str, Findings] = field(default_factory=dict)
     masked: Masked | None = None
 
 
@@ -142,6 +202,7 @@ class EgressGate:
         numbers: Mapping[str, int],
         *,
         about: Mapping[str, object],
+        statistic: str | None = None,
         noise: Mapping[str, object] | None = None,
     ) -> None:
         """Record what leaves in one step of a secure sum.
@@ -152,6 +213,7 @@ class EgressGate:
             tensors: keys and shares as bytes, or the masked integers.
             numbers: in the clear.
             about: the session, and how the sum is protected.
+            statistic: the declared row that is summed; None: an upload.
             noise: what was added to the upload before.
 
         Raises:
@@ -160,8 +222,11 @@ class EgressGate:
         declared = self._declaration.masked
         if declared is None:
             raise self._refusal(f"a secure sum's step '{step}'")
+        row = None if statistic is None else self._declaration.statistics.get(statistic)
+        if statistic is not None and row is None:
+            raise self._refusal(f"statistic '{statistic}'")
         for name, tensor in tensors.items():
-            if not declared.allows(step, name, Spec.of(tensor)):
+            if not declared.allows(step, name, Spec.of(tensor), None if row is None else row.length):
                 raise self._refusal(f"'{name}' as {Spec.of(tensor)} in a secure sum's step '{step}'")
         for name in numbers:
             if step != "keys" or name not in declared.numbers:
@@ -174,8 +239,10 @@ class EgressGate:
             "bytes": nbytes(tensors) + NUMBER_BYTES * len(numbers),
             "metrics": dict(sorted(numbers.items())),
             "secure": dict(about),
-            "purpose": f"secure sum, {_STEPS[step]}: {declared.purpose}",
+            "purpose": f"secure sum, {_STEPS[step]}: {declared.purpose if row is None else row.purpose}",
         }
+        if statistic is not None:
+            entry["statistic"] = statistic
         self._write(entry if noise is None else entry | {"noise": dict(noise)}, {**tensors, **numbers})
 
     def release_validation(self, round_number: int, found: Mapping[str, Mapping[str, float]]) -> None:
@@ -217,6 +284,8 @@ class EgressGate:
         declared = self._declaration.statistics.get(name)
         if declared is None:
             raise self._refusal(f"statistic '{name}'")
+        if self._declaration.masked is not None:
+            raise self._refusal(f"statistic '{name}' without masks")
         if values.shape != (declared.length,):
             raise self._refusal(f"statistic '{name}' of shape {values.shape} where ({declared.length},) is declared")
         self._write(
@@ -232,6 +301,37 @@ class EgressGate:
             {name: values},
         )
         return values
+
+    def release_findings(self, name: str, tree: Mapping[str, Any], rows: Tensors, *, round_number: int) -> None:
+        """Record a tree of numbers and its rows, which leave.
+
+        Args:
+            name: of the declared findings.
+            tree: nested tables and lists of numbers and nulls.
+            rows: named tensors.
+            round_number: the rounds that were over by then; 0: before training.
+
+        Raises:
+            PrivacyError: something in them that is not declared; nothing has left.
+        """
+        declared = self._declaration.findings.get(name)
+        if declared is None:
+            raise self._refusal(f"'{name}'")
+        if objection := declared.objection(tree, rows):
+            raise self._refusal(f"'{name}': {objection}")
+        numbers = _numbered(tree)
+        self._write(
+            {
+                "round": round_number,
+                "site": self._site,
+                "findings": name,
+                "tensors": len(rows),
+                "bytes": nbytes(rows) + NUMBER_BYTES * len(numbers),
+                "metrics": _finite(numbers),
+                "purpose": declared.purpose,
+            },
+            {**rows, **numbers},
+        )
 
     def _refusal(self, what: str) -> PrivacyError:
         return PrivacyError(
@@ -255,6 +355,24 @@ class EgressGate:
     def _write(self, entry: Mapping[str, object], values: Mapping[str, Value]) -> None:
         if self._ledger is not None:
             self._ledger.write(entry, values)
+
+
+def _numbered(tree: object) -> dict[str, float]:
+    """Each number of a tree under a name of its own, such as ``confusion/0/3``; NaN where it is null."""
+    found: dict[str, float] = {}
+
+    def walk(value: object, name: str) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(inner, f"{name}/{key}" if name else str(key))
+        elif isinstance(value, list):
+            for place, inner in enumerate(value):
+                walk(inner, f"{name}/{place}")
+        else:
+            found[name] = math.nan if value is None else float(value)  # type: ignore[arg-type]  # checked before
+
+    walk(tree, "")
+    return found
 
 
 _STEPS = {

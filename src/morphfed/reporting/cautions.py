@@ -16,6 +16,7 @@ def cautions(r: Results) -> list[str]:
         return [text for text in (make(r) for make in _OF_FOLDS) if text]
     makers = (
         _missing,
+        _not_told,
         _chance,
         _single_seed,
         _leaky,
@@ -43,6 +44,18 @@ def _missing(r: Results) -> str:
         f"{len(r.missing)} of the {r.planned} planned training runs {verb} no results ({names}); means are over "
         "the seeds that finished."
     )
+
+
+def _not_told(r: Results) -> str:
+    """Sites of a federation over a network that have not judged every model."""
+    gaps = (r.raw.get("network") or {}).get("missing") or ()
+    if not gaps:
+        return ""
+    units: dict[str, int] = {}
+    for gap in gaps:
+        units[str(gap["site"])] = units.get(str(gap["site"]), 0) + 1
+    said = listed(f"{site} ({counted(n, 'model')})" for site, n in units.items())
+    return f"Scores are missing, because they were not told: {said}. Means over sites leave out models that lack one."
 
 
 def _chance(r: Results) -> str:

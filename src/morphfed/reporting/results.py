@@ -138,6 +138,11 @@ class Results:
         """Training sites, then held-out sites; each once where every site is both in turn."""
         return list(dict.fromkeys([*self.training, *self.held_out]))
 
+    @property
+    def over_network(self) -> bool:
+        """Whether images and predictions stayed at their sites, so that only scores are known."""
+        return bool(self.raw.get("network"))
+
     def role(self, site: str) -> str:
         """``train``, ``held_out``, or ``each`` where every site is held out in turn."""
         if self.folds:
@@ -212,7 +217,8 @@ class Results:
         shown: list[Model] = []
         for model in self.arms:
             if model.kind == "own" and site not in self.training:
-                shown += [s for s in self.singles if s.arm == model.arm]
+                # Over a network local models stay at home, and nobody knows how they do elsewhere.
+                shown += [] if self.over_network else [s for s in self.singles if s.arm == model.arm]
             else:
                 shown.append(model)
         return shown

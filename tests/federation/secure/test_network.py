@@ -25,7 +25,16 @@ def step_of(question: bytes) -> str:
     return str(found.head.get("step")) if found.kind == "secure" else ""
 
 
-@pytest.mark.parametrize("keys", [{}, {"algorithm": "scaffold"}, {"norm": "local", "download": "bf16"}], ids=str)
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"algorithm": "scaffold"},
+        {"norm": "local", "download": "bf16"},
+        {"train": {"loss": {"kind": "class_balanced", "prior": "federation"}}},
+    ],
+    ids=str,
+)
 def test_over_a_link_the_model_is_that_of_one_process_to_the_byte(keys: dict[str, Any], tmp_path: Path) -> None:
     expected = Federation(None, secure={}, **keys).loop.run()
     net = Net(tmp_path, secure={}, **keys)
@@ -35,6 +44,7 @@ def test_over_a_link_the_model_is_that_of_one_process_to_the_byte(keys: dict[str
     mine, theirs = ([{**entry, "seconds": 0} for entry in outcome.progress.history] for outcome in (found, expected))
     assert mine == theirs
     assert found.progress.bytes_up == expected.progress.bytes_up
+    assert found.progress.class_counts == expected.progress.class_counts
     assert {kind for _, kind, _ in net.link.traffic} == {"secure", "evaluate"}
     # A download goes with the first step alone.
     whole = [(site, kind) for site, kind, tensors in net.link.traffic if tensors]
@@ -216,4 +226,4 @@ def test_a_site_remembers_what_it_opened_over_its_own_death(tmp_path: Path) -> N
     again.link.away = {"quito"}
     with pytest.raises(SecureSumError, match="0 sites have answered the last step"):
         again.loop(rounds=1)[0].run()
-    assert "would give away the upload of a single site" in again.warnings
+    assert "would give away what single sites sent" in again.warnings

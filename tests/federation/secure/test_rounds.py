@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.federated import Federation
@@ -29,14 +30,14 @@ def totals_of(federation: Federation) -> list[Total]:
     sums = federation.loop._secure
     assert sums is not None
     seen: list[Total] = []
-    real = sums.run
+    real = sums.of_round
 
     def run(*given: Any, **named: Any) -> Total:
         total = real(*given, **named)
         seen.append(total)
         return total
 
-    sums.run = run  # type: ignore[method-assign]
+    sums.of_round = run  # type: ignore[method-assign]
     return seen
 
 
@@ -226,7 +227,7 @@ def test_a_round_is_opened_for_one_set_of_sites_only(tmp_path: Path) -> None:
     again.loop._report = said.append
     with pytest.raises(SecureSumError, match="0 sites have answered the last step"):
         again.loop.run()
-    refused = [event.text for event in said if "would give away the upload of a single site" in event.text]
+    refused = [event.text for event in said if "would give away what single sites sent" in event.text]
     assert len(refused) == 4
 
 
@@ -359,7 +360,7 @@ def test_memory_of_the_coordinator_does_not_grow_with_the_sites() -> None:
     )
     assert few is not None
     assert many is not None
-    assert sum(w.nbytes for w in few._words) == sum(w.nbytes for w in many._words)
+    assert sum(w.nbytes for w in few._words.values()) == sum(w.nbytes for w in many._words.values())
 
 
 def test_scales_hold_every_site_that_claimed() -> None:
@@ -380,4 +381,66 @@ def test_scales_hold_every_site_that_claimed() -> None:
         ({"changes": 0, "rest": 0}, "does not tell its ranges"),
     ):
         with pytest.raises(ValueError, match=why):
-            plan.check("x", Advert(b"", b"", b"", claims, {}))
+            plan.check(Advert(b"", b"", b"", claims, {}))
+
+
+def test_class_counts_and_temperatures_come_as_one_sum(tmp_path: Path) -> None:
+    from morphfed.federation.calibrate import fit_temperature
+
+    keys: dict[str, Any] = {
+        "sizes": SITES,
+        "rounds": 1,
+        "train": {"loss": {"kind": "class_balanced", "prior": "federation"}},
+        "calibrate": True,
+    }
+    plain, here = Federation(None, **keys), Federation(tmp_path, **keys, secure={})
+    expected, found = plain.loop.run(), here.loop.run()
+    assert found.progress.class_counts == expected.progress.class_counts == [22, 20]
+    downloads = dict.fromkeys(SITES, expected.last)
+    mine = fit_temperature(here.asked, downloads, rounds=1)
+    theirs = fit_temperature(plain.asked, downloads, rounds=1)
+    assert mine.images == theirs.images == 50
+    assert mine.temperature == pytest.approx(theirs.temperature, rel=1e-4)
+    lines = [json.loads(line) for line in (tmp_path / "lagos.jsonl").read_text().splitlines()]
+    rows = [line for line in lines if "statistic" in line]
+    assert {line["statistic"] for line in rows} == {"class_counts", "temperature"}
+    assert all(line["step"] in ("keys", "shares", "masked", "opened") for line in rows)
+    assert not any("values" in line for line in lines)
+    for ask in (
+        lambda: here.sites[1].class_counts(),
+        lambda: here.sites[1].validation_sums("temperature", 1, expected.last, np.ones(65), temperature=1.0, views=1),
+    ):
+        with pytest.raises(PrivacyError, match="without masks"):
+            ask()
+    with pytest.raises(PrivacyError, match="statistic 'confidence'"):
+        here.members["lagos"].row("x", "what", "confidence", 0, np.ones(3))
+    numbers = {"numbers": torch.ones(3, dtype=torch.int64)}
+    with pytest.raises(PrivacyError, match=r"'numbers' as Spec\(shape=\(3,\)"):
+        here.gates["lagos"].release_step("masked", 0, numbers, {}, about={}, statistic="class_counts")
+
+
+def test_a_site_without_a_row_is_left_out_of_the_sum_and_named() -> None:
+    here = Federation(None, sizes=SITES, secure={}, train={"loss": {"kind": "class_balanced", "prior": "federation"}})
+    said: list[Event] = []
+    here.asked._report = said.append  # type: ignore[union-attr]
+    Dropping(here, {"keys": ["kampala"]}, {0})
+    assert here.asked.class_counts()["together"].tolist() == [16, 14]
+    assert [event.text for event in said] == ["class_counts: Site 'kampala': gone."]
+    Dropping(here, {"masked": ["kampala", "lagos", "quito"]}, {0})
+    with pytest.raises(FederationError, match=r"class_counts: 2 of 5 sites .*3 are needed.*quito"):
+        here.asked.class_counts()
+
+
+def test_a_site_that_is_given_another_model_takes_part_in_no_sum() -> None:
+    here = Federation(None, sizes=SITES, rounds=1, secure={})
+    real = here.transport.exchange
+
+    def crafted(step: str, number: int, rounds: int, asked: Any, downloads: Mapping[str, Tensors]) -> Any:
+        if step == "keys":  # for all but one a model from which nothing is learned
+            still = {name: torch.zeros_like(tensor) for name, tensor in downloads["lagos"].items()}
+            downloads = {site: d if site == "lagos" else still for site, d in downloads.items()}
+        return real(step, number, rounds, asked, downloads)
+
+    here.transport.exchange = crafted  # type: ignore[method-assign]
+    with pytest.raises(FederationError, match=r"0 of 5 sites have sent what is to be summed.*was shown other keys"):
+        here.loop.run()

@@ -12,10 +12,11 @@ import numpy as np
 from morphfed.core.errors import ConfigError
 from morphfed.core.progress import Reporter, silent
 from morphfed.core.seeding import numpy_stream
-from morphfed.evaluation.metrics import balanced_accuracy, confusion, macro_f1
+from morphfed.evaluation import released
+from morphfed.evaluation.metrics import METRICS, balanced_accuracy, confusion, macro_f1
 from morphfed.evaluation.options import OPTIONS
-from morphfed.evaluation.predictions import Predictions, read_predictions, write_predictions
-from morphfed.evaluation.scores import Scores, UnitPredictions
+from morphfed.evaluation.predictions import ClusterUnit, Predictions, read_predictions, write_predictions
+from morphfed.evaluation.scores import MASKED, Scores, UnitPredictions
 from morphfed.evaluation.site import Role, adaptation, calibration_error, evaluate_site
 from morphfed.evaluation.unknown import Strangers, judge_strangers, read_strangers, write_strangers
 from morphfed.experiment.assemble import column, label_and_split
@@ -232,6 +233,29 @@ class ClassificationStudy(StudyTask):
         _judge_options(entry, raw, found, adapted, unit.folder(run), study)
         one_view = read_judged(unit, run, ONE_VIEW, prepared)
         return Judgement(found, _versions(raw, found, temperature, adapted, one_view))
+
+    def every_metric(self, study: Study) -> tuple[str, ...]:
+        """Of all classes, and masked to those present."""
+        return (*METRICS, *MASKED)
+
+    def places(self, study: Study) -> Mapping[tuple[str, ...], int]:
+        """See :func:`morphfed.evaluation.released.places_of_classes`."""
+        kinds: tuple[str, ...] = ()
+        if study.evaluation.unknown:
+            from morphfed.data.ontology import load_ontology
+
+            ontology = load_ontology()
+            kinds = tuple(node for node in ontology.nodes if ontology.is_outside(node, study.classes))
+        return released.places_of_classes(study.classes, kinds)
+
+    def tell(self, block: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base class."""
+        return released.tell_classes(block)
+
+    def retell(self, told: Mapping[str, Any], study: Study, *, role: Role, cluster_unit: ClusterUnit) -> dict[str, Any]:
+        """See the base class."""
+        how = {"how": study.evaluation.adapt, "metric": self.primary}
+        return released.retell_classes(told, study.classes, role=role, cluster_unit=cluster_unit, **how)
 
     def scores(
         self, units: Sequence[UnitPredictions], *, metrics: Sequence[str] | None = None, resamples: int, seed: int = 0

@@ -17,7 +17,8 @@ from morphfed.core.seeding import numpy_stream
 from morphfed.data.cache import side_of
 from morphfed.data.manifest import SPLITS
 from morphfed.data.masks import Mask, MaskStore
-from morphfed.evaluation.cases import Cases, CaseScores, evaluate_cases, read_cases, write_cases
+from morphfed.evaluation import released
+from morphfed.evaluation.cases import METRICS, Cases, CaseScores, evaluate_cases, read_cases, write_cases
 from morphfed.evaluation.masks import validation_metrics
 from morphfed.evaluation.predictions import ClusterUnit, only
 from morphfed.evaluation.scores import Scores, UnitPredictions
@@ -248,6 +249,22 @@ class SegmentationStudy(StudyTask):
         if not plain.is_file():
             return Judgement(found)
         return Judgement(found, {"views": (found, _of_this_study(read_cases(plain), prepared))})
+
+    def every_metric(self, study: Study) -> tuple[str, ...]:
+        """Means over structures, and of each."""
+        return tuple(name for metric in METRICS for name in (metric, *(f"{metric}/{s}" for s in study.structures)))
+
+    def places(self, study: Study) -> Mapping[tuple[str, ...], int]:
+        """See :func:`morphfed.evaluation.released.places_of_masks`."""
+        return released.places_of_masks(study.structures)
+
+    def tell(self, block: Mapping[str, Any]) -> dict[str, Any]:
+        """See the base class."""
+        return released.tell_masks(block)
+
+    def retell(self, told: Mapping[str, Any], study: Study, *, role: Role, cluster_unit: ClusterUnit) -> dict[str, Any]:
+        """See the base class."""
+        return released.retell_masks(told, study.structures, role=role, cluster_unit=cluster_unit)
 
     def scores(
         self, units: Sequence[UnitPredictions], *, metrics: Sequence[str] | None = None, resamples: int, seed: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,17 @@ from morphfed.privacy.secure.keys import Advert, Identity
 from morphfed.privacy.secure.party import Party, refusal
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from morphfed.privacy.egress import EgressGate
     from morphfed.privacy.secure.masks import Words
 
 
-class OpenedRounds:
-    """Which sites' sum was opened in each round, with this site's help.
+class Opened:
+    """For which sites each sum was opened, with this site's help.
 
     A round that is trained again gives the same upload. Were it opened for two sets of sites, their difference would
-    be the upload of those that are in one set only. So a site helps to open a round for one set of sites.
+    be the upload of those that are in one set only. So a site helps to open a sum for one set of sites.
 
     Args:
         path: a file that outlives this process; None: in memory.
@@ -37,21 +40,21 @@ class OpenedRounds:
         self._path = path
         self._known: dict[str, list[str]] = read_json(path) if path is not None and path.is_file() else {}
 
-    def note(self, round_number: int, survivors: list[str]) -> None:
+    def note(self, what: str, survivors: list[str]) -> None:
         """Write a set down before it is opened.
 
         Raises:
-            SecureSumError: the round was opened for other sites.
+            SecureSumError: the same sum was opened for other sites.
         """
-        before = self._known.get(str(round_number))
+        before = self._known.get(what)
         if before == survivors:
             return
         if before is not None:
             raise refusal(
-                f"round {round_number} was opened for {', '.join(before)} before; opened for {', '.join(survivors)} "
-                "too, the two sums would give away the upload of a single site"
+                f"{what} was opened for {', '.join(before)} before; opened for {', '.join(survivors)} too, the two "
+                "sums would give away what single sites sent"
             )
-        self._known[str(round_number)] = survivors
+        self._known[what] = survivors
         if self._path is not None:
             write_json(self._path, self._known)
 
@@ -73,18 +76,21 @@ class Member:
         plan: Plan,
         gate: EgressGate,
         *,
-        opened: OpenedRounds | None = None,
+        opened: Opened | None = None,
         identity: Identity | None = None,
     ) -> None:
         self._site, self._plan, self._gate = site, plan, gate
-        self._opened, self._identity = opened or OpenedRounds(), identity
+        self._opened, self._identity = opened or Opened(), identity
         self._session: _Session | None = None
 
-    def keys(self, session: str, upload: Upload, download: Tensors, *, noise: Mapping[str, object] | None) -> Note:
+    def keys(
+        self, session: str, what: str, upload: Upload, download: Tensors, *, noise: Mapping[str, object] | None
+    ) -> Note:
         """Begin a session with what the site has trained; whatever was before is forgotten, with its keys.
 
         Args:
             session: the coordinator's name for it.
+            what: is summed, in the words of :func:`morphfed.federation.secure.plan.of_round`.
             upload: what would be sent without secure aggregation; read before this returns, not kept.
             download: what it was trained from.
             noise: what was added to it, for the ledger.
@@ -95,9 +101,30 @@ class Member:
         """
         self._session = None
         self._check(upload)
-        made = _Session(session, upload, _flat(upload.tensors, download, self._plan))
-        claims = self._claims(made)
-        made.party = Party(self._site, self._plan.terms(upload.round, session), claims, self._identity)
+        values = _flat(upload.tensors, download, self._plan)
+        metrics = upload.metrics
+        weight = 1.0 if self._plan.weighting == "uniform" else upload.weight
+        told = {**metrics, "weight": weight, "loss": metrics["loss"] * metrics["images"]}
+        numbers = np.array([told[name] for name in ADDED])
+        made = _Session(session, f"round {upload.round}", upload.round, values, numbers, weight)
+        return self._begin(made, what, self._claims(made), noise)
+
+    def row(self, session: str, what: str, statistic: str, round_number: int, values: NDArray[Any]) -> Note:
+        """Begin a session with a declared row of sums or counts over this site's images.
+
+        Args:
+            session, what: as in :meth:`keys`, ``what`` in the words of :func:`morphfed.federation.secure.plan.of_row`.
+            statistic: its name.
+            round_number: the rounds that were over.
+            values: ``(length,)``.
+        """
+        self._session = None
+        numbers = np.asarray(values, dtype=np.float64)
+        made = _Session(session, what, round_number, [], numbers, 0.0, statistic)
+        return self._begin(made, what, {}, None)
+
+    def _begin(self, made: _Session, what: str, claims: Mapping[str, int], noise: Mapping[str, object] | None) -> Note:
+        made.party = Party(self._site, self._plan.terms(what, made.name), claims, self._identity)
         advert = made.party.advert
         shown = {"sealing": advert.sealing, "masking": advert.masking, "commitment": advert.commitment}
         tensors = {name: _tensor(content) for name, content in (shown | dict(advert.proof)).items()}
@@ -133,11 +160,12 @@ class Member:
         for site, plain in _table(asked, "adverts").items():
             try:
                 adverts[site] = Advert.read(plain)
-                self._plan.check(site, adverts[site])
+                if made.statistic is None:
+                    self._plan.check(adverts[site])
             except ValueError as cause:
                 raise refusal(f"of site '{site}': {cause}") from cause
         sealed = made.party.share(adverts)
-        made.scales = Scales.of(self._plan, adverts)
+        made.scales = Scales.of(self._plan, adverts) if made.statistic is None else None
         return {f"to/{site}": _tensor(content) for site, content in sealed.items()}
 
     def _masked(self, made: _Session, asked: Mapping[str, Any]) -> Tensors:
@@ -145,20 +173,17 @@ class Member:
             sealed = {site: bytes.fromhex(content) for site, content in _table(asked, "sealed").items()}
         except (TypeError, ValueError) as cause:
             raise refusal("the sealed shares are none") from cause
-        if made.scales is None or not made.values:
-            raise refusal("this step was taken already, or the one before it was not")
-        vectors = self._integers(made, made.scales)
-        made.party.mask(vectors, sealed)
+        vectors = self._integers(made)
+        made.party.mask([vectors[name] for name in vectors], sealed)
         made.values = []  # from here on there is the masked vector only
-        signed = (vector.view(f"i{vector.itemsize}") for vector in vectors)
-        return {name: torch.from_numpy(vector) for name, vector in zip((MASKED, NUMBERS), signed, strict=True)}
+        return {name: torch.from_numpy(words.view(f"i{words.itemsize}")) for name, words in vectors.items()}
 
     def _open(self, made: _Session, asked: Mapping[str, Any]) -> Tensors:
         survivors = asked.get("survivors")
         if not isinstance(survivors, list) or not all(isinstance(site, str) for site in survivors):
             raise refusal("the survivors are no list of sites")
         shares = made.party.open(survivors)
-        self._opened.note(made.upload.round, sorted(survivors))
+        self._opened.note(made.what, sorted(survivors))
         made.answered.pop("masked", None)
         return {f"of/{site}": _tensor(share) for site, share in shares.items()}
 
@@ -182,32 +207,34 @@ class Member:
             largest = float(np.abs(values).max(initial=0.0))  # NaN where any is
             if not largest <= self._plan.config.largest:
                 raise SecureSumError(
-                    f"Site '{self._site}', round {made.upload.round}: '{name}' has changed by {largest:.3g}, more than "
+                    f"Site '{self._site}', round {made.round}: '{name}' has changed by {largest:.3g}, more than "
                     f"federation.secure.largest = {self._plan.config.largest:g}; nothing was sent.",
                     fix="lower train.lr, or set train.clip = 1.0; or allow a larger range, which rounds more.",
                 )
             found[kind] = max(found[kind], largest)
-        weight = 1.0 if self._plan.weighting == "uniform" else made.upload.weight
-        return {kind: fixed.exponent(value) for kind, value in found.items()} | {WEIGHT: max(0, fixed.exponent(weight))}
+        ranges = {kind: fixed.exponent(value) for kind, value in found.items()}
+        return ranges | {WEIGHT: max(0, fixed.exponent(made.weight))}
 
-    def _integers(self, made: _Session, scales: Scales) -> list[Words]:
-        """The site's term of the sum, in the integers that the round's sites have in common."""
-        bits = self._plan.config.bits
-        weight = 1.0 if self._plan.weighting == "uniform" else made.upload.weight
-        vector: Words = np.empty(self._plan.length, dtype=f"u{bits // 8}")
-        start = 0
-        for name, values in zip(self._plan.specs, made.values, strict=True):
-            kind = self._plan.kind(name)
-            into = vector[start : start + len(values)]
-            fixed.write(values, into, weight / scales.total / scales.steps[kind])
-            start += len(values)
-        metrics = made.upload.metrics
-        told = {**metrics, "weight": weight, "loss": metrics["loss"] * metrics["images"]}
+    def _integers(self, made: _Session) -> dict[str, Words]:
+        """The site's term of the sum, in the integers that the session's sites have in common."""
+        vectors: dict[str, Words] = {}
+        if made.statistic is None:
+            if made.scales is None or not made.values:
+                raise refusal("this step was taken already, or the one before it was not")
+            scales = made.scales
+            vectors[MASKED] = vector = np.empty(self._plan.length, dtype=f"u{self._plan.config.bits // 8}")
+            start = 0
+            for name, values in zip(self._plan.specs, made.values, strict=True):
+                factor = made.weight / scales.total / scales.steps[self._plan.kind(name)]
+                fixed.write(values, vector[start : start + len(values)], factor)
+                start += len(values)
         try:
-            return [vector, fixed.write_numbers(np.array([told[name] for name in ADDED]))]
+            vectors[NUMBERS] = fixed.write_numbers(made.numbers)
         except ValueError as cause:
-            wrong = ADDED[int(cause.args[0])]
-            raise refusal(f"its number '{wrong}' is {told[wrong]:g}, which does not fit") from cause
+            wrong = int(cause.args[0])
+            name = ADDED[wrong] if made.statistic is None else f"{made.statistic}, {wrong}"
+            raise refusal(f"its number '{name}' is {made.numbers[wrong]:g}, which does not fit") from cause
+        return vectors
 
     def _release(
         self,
@@ -218,24 +245,40 @@ class Member:
         noise: Mapping[str, object] | None = None,
     ) -> Note:
         about = {"session": made.name, **self._plan.describe()}
-        self._gate.release_step(step, made.upload.round, tensors, numbers, about=about, noise=noise)
+        self._gate.release_step(step, made.round, tensors, numbers, about=about, statistic=made.statistic, noise=noise)
         return Note(self._site, dict(numbers), tensors)
 
 
+@dataclass
 class _Session:
-    """One round's sum, at one site."""
+    """One sum, at one site.
 
-    party: Party
+    Attributes:
+        name: the coordinator's name for the session.
+        what: is opened for one set of sites only.
+        round: for the ledger.
+        values: an upload's tensors as flat arrays, until they are masked; of a statistic none.
+        numbers: single numbers, or the statistic.
+        weight: of this site in the mean.
+        statistic: its name; None: an upload.
+        scales: of an upload, once all sites' ranges are known.
+        answered: step → what was asked, and the answer.
+    """
 
-    def __init__(self, name: str, upload: Upload, values: list[np.ndarray[Any, Any]]) -> None:
-        self.name, self.values = name, values
-        self.upload = Upload(upload.site, upload.round, {}, upload.weight, upload.metrics)
-        self.scales: Scales | None = None
-        self.answered: dict[str, tuple[dict[str, Any], Note]] = {}
+    name: str
+    what: str
+    round: int
+    values: list[NDArray[Any]]
+    numbers: NDArray[np.float64]
+    weight: float
+    statistic: str | None = None
+    scales: Scales | None = None
+    answered: dict[str, tuple[dict[str, Any], Note]] = field(default_factory=dict)
+    party: Party = field(init=False)
 
 
 @torch.no_grad()
-def _flat(tensors: Tensors, download: Tensors, plan: Plan) -> list[np.ndarray[Any, Any]]:
+def _flat(tensors: Tensors, download: Tensors, plan: Plan) -> list[NDArray[Any]]:
     """Copies of what is to be summed, tensor by tensor: changes against the download where there is one."""
     found = []
     for name in plan.specs:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from morphfed.algorithms.base import Weighting
-from morphfed.core.types import Spec
+from morphfed.core.types import Spec, Tensors
 from morphfed.privacy.egress import NUMBER_BYTES, Masked
 from morphfed.privacy.secure import fixed
 from morphfed.privacy.secure.config import SecureConfig
@@ -76,9 +80,9 @@ class Plan:
         keys = 3 * 32 + NUMBER_BYTES * 3
         return self.declared.nbytes + keys + others * SEALED_BYTES + len(self.sites) * 66
 
-    def terms(self, round_number: int, session: str) -> Terms:
-        """Of one session."""
-        return Terms(f"{self.unit}, round {round_number}, session {session}", self.sites, self.threshold)
+    def terms(self, what: str, session: str) -> Terms:
+        """Of one session; ``what`` is summed, in the words of :func:`of_round` or :func:`of_row`."""
+        return Terms(f"{self.unit}, {what}, session {session}", self.sites, self.threshold)
 
     def kind(self, name: str) -> str:
         """Which range a tensor is written in."""
@@ -88,7 +92,7 @@ class Plan:
         """For the ledger and ``unit.json``."""
         return {"threshold": self.threshold, "sites": len(self.sites), "bits": self.config.bits}
 
-    def check(self, site: str, advert: Advert) -> None:
+    def check(self, advert: Advert) -> None:
         """Accept what a site claims of its upload.
 
         Raises:
@@ -102,6 +106,27 @@ class Plan:
                 raise ValueError(f"its range '{kind}' is 2^{advert.claims[kind]}, at most 2^{highest} was agreed")
         if not 0 <= advert.claims[WEIGHT] < 32:
             raise ValueError(f"its weight is at most 2^{advert.claims[WEIGHT]}, expected less than 2^32")
+
+
+def of_round(round_number: int, download: Tensors) -> str:
+    """What is summed in a round: changes against one download.
+
+    Its digest goes into every key. A coordinator that hands one site another model, so that the others' uploads tell
+    nothing and the sum is that site's (Pasquini, Francati, Ateniese: Eluding secure aggregation in federated learning
+    via model inconsistency, ACM CCS 2022), gets no sum at all.
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(download.items()):
+        plain = tensor.detach().cpu().contiguous()
+        found.update(f"{name} {Spec.of(tensor)}\n".encode())
+        found.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+    return f"round {round_number} from {found.hexdigest()}"
+
+
+def of_row(row: Mapping[str, Any], round_number: int) -> str:
+    """What is summed outside the rounds: a statistic, at points that are part of the question."""
+    asked = hashlib.sha256(json.dumps(dict(row), sort_keys=True).encode()).hexdigest()
+    return f"{row['statistic']} after round {round_number}, {asked}"
 
 
 @dataclass(frozen=True)

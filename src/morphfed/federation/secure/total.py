@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from morphfed.core.types import Failure, Spec, Tensors, nbytes
-from morphfed.federation.secure.plan import ADDED, CHANGES, MASKED, NUMBERS, REST, Plan, Scales
+from morphfed.federation.secure.plan import ADDED, CHANGES, MASKED, NUMBERS, REST, Plan, Scales, of_round, of_row
 from morphfed.federation.transports.base import Note
 from morphfed.privacy.egress import NUMBER_BYTES
 from morphfed.privacy.secure import fixed
@@ -19,7 +20,10 @@ from morphfed.privacy.secure.assembly import Assembly, readable
 from morphfed.privacy.secure.keys import Advert
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from morphfed.federation.transports.base import Transport
+    from morphfed.privacy.secure.masks import Words
 
 Refused = Callable[[Failure, bool], None]
 """Told of a site that drops out, and whether its upload is in the sum nevertheless."""
@@ -49,15 +53,8 @@ class Total:
     down: int
 
 
-@dataclass
-class _Traffic:
-    up: int = 0
-    down: int = 0
-    failed: set[str] = field(default_factory=set)
-
-
 class SecureSums:
-    """Runs one session a round; a round that is begun again gets a session of its own, with new keys at every site.
+    """Runs one session a sum; a round that is begun again gets a session of its own, with new keys at every site.
 
     Args:
         plan: as the sites have it.
@@ -65,10 +62,13 @@ class SecureSums:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._words = [np.zeros(plan.length, dtype=f"u{plan.config.bits // 8}"), np.zeros(len(ADDED), dtype=np.uint64)]
+        self._words: dict[str, Words] = {
+            MASKED: np.zeros(plan.length, dtype=f"u{plan.config.bits // 8}"),
+            NUMBERS: np.zeros(len(ADDED), dtype=np.uint64),
+        }
         self._mean: Tensors = {}
 
-    def run(
+    def of_round(
         self,
         transport: Transport,
         round_number: int,
@@ -93,100 +93,46 @@ class SecureSums:
             SecureSumError: the sum cannot be opened; nothing but masked vectors was seen.
             FederationError: from ``enough``.
         """
-        session = secrets.token_hex(16)
-        traffic = _Traffic()
-
-        def step(name: str, asked: Mapping[str, Mapping[str, Any]], read: Callable[[Note], None]) -> None:
-            """Ask, and read what comes; whoever fails, or answers nonsense, is out."""
-            heads = {site: {"session": session, **head} for site, head in asked.items()}
-            answers = transport.exchange(name, round_number, rounds, heads, sent if name == "keys" else {})
-            for site, answer in zip(heads, answers, strict=True):
-                try:
-                    if isinstance(answer, Failure):
-                        refused(answer, name == "opened")
-                        continue
-                    read(answer)
-                except ValueError as cause:
-                    refused(Failure(site, round_number, f"Site '{site}': {cause}."), name == "opened")
-                    continue
-                traffic.up += nbytes(answer.tensors) + NUMBER_BYTES * len(answer.numbers)
-
-        adverts: dict[str, Advert] = {}
-
-        def read_keys(note: Note) -> None:
-            adverts[note.site] = self._advert(note)
-
-        step("keys", {site: {} for site in downloads}, read_keys)
-        enough(len(adverts), "are ready for the sum")
-        for words in self._words:
-            words.fill(0)
-        assembly = Assembly(self.plan.terms(round_number, session), adverts, self._words)
-        told = {name: advert.plain() for name, advert in adverts.items()}
-        traffic.down += len(adverts) * sum(_size(advert) for advert in adverts.values())
-
-        step("shares", {site: {"adverts": told} for site in adverts}, lambda note: _take_shares(assembly, note))
-        sharing = assembly.sharing
-        enough(len(sharing), "have shared out their secrets")
-        forwarded = {site: assembly.sealed_for(site) for site in sharing}
-        traffic.down += sum(len(one) for of_site in forwarded.values() for one in of_site.values())
-
-        heads = {site: {"sealed": {s: one.hex() for s, one in found.items()}} for site, found in forwarded.items()}
-        step("masked", heads, lambda note: assembly.add(note.site, self._vectors(note)))
-        survivors = assembly.survivors
-        enough(len(survivors), "have sent their masked upload")
-
-        shares: dict[str, dict[str, bytes]] = {}
-
-        def read_shares(note: Note) -> None:
-            found = {name.removeprefix("of/"): _bytes(tensor) for name, tensor in note.tensors.items()}
-            if not readable(found, sharing):
-                raise ValueError("its answer is not one share of each secret")
-            shares[note.site] = found
-
-        step("opened", {site: {"survivors": survivors} for site in survivors}, read_shares)
-        assembly.open(shares)
-        return self._total(survivors, Scales.of(self.plan, adverts), downloads, traffic)
-
-    def _advert(self, note: Note) -> Advert:
-        known = {name: _bytes(tensor) for name, tensor in note.tensors.items()}
-        try:
-            keys = [known.pop(name) for name in ("sealing", "masking", "commitment")]
-        except KeyError as cause:
-            raise ValueError("its keys are missing") from cause
-        advert = Advert(*keys, dict(note.numbers), known).checked()
-        self.plan.check(note.site, advert)
-        return advert
-
-    def _vectors(self, note: Note) -> list[np.ndarray[Any, Any]]:
-        declared = self.plan.declared.tensors
-        if {name: Spec.of(tensor) for name, tensor in note.tensors.items()} != dict(declared):
-            raise ValueError("its masked upload is not of the shape that the study declares")
-        found = [note.tensors[name].numpy() for name in (MASKED, NUMBERS)]
-        return [vector.view(f"u{vector.itemsize}") for vector in found]
-
-    @torch.no_grad()
-    def _total(
-        self, survivors: list[str], scales: Scales, downloads: Mapping[str, Tensors], traffic: _Traffic
-    ) -> Total:
-        added = dict(zip(ADDED, fixed.read_numbers(self._words[1]).tolist(), strict=True))
-        weight = added["weight"]
         base = self._base(downloads)
-        start = 0
-        for name, spec in self.plan.specs.items():
-            count = int(np.prod(spec.shape))
-            factor = scales.steps[self.plan.kind(name)] * scales.total / weight
-            change = torch.from_numpy(fixed.read(self._words[0][start : start + count], factor)).reshape(spec.shape)
-            if name in base:
-                change += base[name].cpu()
-            if name not in self._mean:
-                like = downloads[survivors[0]].get(name)
-                where = like.device if like is not None else None
-                self._mean[name] = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=where)
-            self._mean[name].copy_(change)
-            start += count
+        what = of_round(round_number, next(iter(sent.values())))
+        session = _Session(self.plan, what, self._words, transport, round_number, rounds, refused, enough)
+        session.check = self.plan.check
+        survivors = session.run({site: {} for site in downloads}, sent)
+        scales = Scales.of(self.plan, session.adverts)
+        added = dict(zip(ADDED, fixed.read_numbers(self._words[NUMBERS]).tolist(), strict=True))
+        mean = self._read(scales, added["weight"], base, downloads[survivors[0]])
         numbers = {"loss": added["loss"] / added["images"], "steps": added["steps"], "images": added["images"]}
-        error = {kind: scales.error(kind, len(survivors), weight) for kind in (CHANGES, REST)}
-        return Total(tuple(survivors), weight, self._mean, numbers, error, traffic.up, traffic.down)
+        error = {kind: scales.error(kind, len(survivors), added["weight"]) for kind in (CHANGES, REST)}
+        return Total(tuple(survivors), added["weight"], mean, numbers, error, session.up, session.down)
+
+    def of_row(
+        self,
+        transport: Transport,
+        row: Mapping[str, Any],
+        length: int,
+        round_number: int,
+        downloads: Mapping[str, Tensors],
+        *,
+        refused: Refused,
+        enough: Enough,
+    ) -> NDArray[np.float64]:
+        """The sum ``(length,)`` of a declared row of the sites.
+
+        Args:
+            transport, refused, enough: as in :meth:`of_round`.
+            row: what is asked, plain JSON: ``statistic``, ``at``, ``temperature``, ``views``.
+            length: of the row.
+            round_number: rounds that are over.
+            downloads: by site, the model that is looked at; empty tables where none is.
+
+        Raises:
+            SecureSumError, FederationError: as :meth:`of_round`.
+        """
+        words: dict[str, Words] = {NUMBERS: np.zeros(length, dtype=np.uint64)}
+        what = of_row(row, round_number)
+        session = _Session(self.plan, what, words, transport, round_number, 0, refused, enough)
+        session.run({site: {"row": dict(row)} for site in downloads}, downloads)
+        return fixed.read_numbers(np.asarray(words[NUMBERS], dtype=np.uint64))
 
     def _base(self, downloads: Mapping[str, Tensors]) -> Tensors:
         """What the changes are added to; it must be the same for every site."""
@@ -196,10 +142,135 @@ class SecureSums:
                 raise RuntimeError(f"'{name}' differs between the sites' downloads: their changes have no sum")
         return {name: first[name] for name in self.plan.relative}
 
+    @torch.no_grad()
+    def _read(self, scales: Scales, weight: float, base: Tensors, like: Tensors) -> Tensors:
+        """The weighted mean, from the sum of integers; in the memory of the round before."""
+        start = 0
+        for name, spec in self.plan.specs.items():
+            count = math.prod(spec.shape)
+            factor = scales.steps[self.plan.kind(name)] * scales.total / weight
+            words = self._words[MASKED][start : start + count]
+            change = torch.from_numpy(fixed.read(words, factor)).reshape(spec.shape)
+            if name in base:
+                change += base[name].cpu()
+            if name not in self._mean:
+                where = like[name].device if name in like else None
+                self._mean[name] = torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device=where)
+            self._mean[name].copy_(change)
+            start += count
+        return self._mean
 
-def _take_shares(assembly: Assembly, note: Note) -> None:
-    sealed = {name.removeprefix("to/"): _bytes(tensor) for name, tensor in note.tensors.items()}
-    assembly.take_shares(note.site, sealed)
+
+class _Session:
+    """Four questions to the sites; whoever fails, or answers nonsense, is out from then on.
+
+    Attributes:
+        adverts: of the sites that take part.
+        check: what a site may claim; raises ValueError.
+        up, down: bytes that moved, beside downloads.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        what: str,
+        words: Mapping[str, Words],
+        transport: Transport,
+        round_number: int,
+        rounds: int,
+        refused: Refused,
+        enough: Enough,
+    ) -> None:
+        self._name = secrets.token_hex(16)
+        self._terms, self._words = plan.terms(what, self._name), words
+        self._transport, self._round, self._rounds = transport, round_number, rounds
+        self._refused, self._enough = refused, enough
+        self.adverts: dict[str, Advert] = {}
+        self.check: Callable[[Advert], None] = lambda advert: None
+        self.up = self.down = 0
+
+    def run(self, asked: Mapping[str, Mapping[str, Any]], downloads: Mapping[str, Tensors]) -> list[str]:
+        """All steps; ``words`` hold the sum of the sites that are given back.
+
+        Args:
+            asked: by site, the first question.
+            downloads: that go with it.
+        """
+        self._step("keys", asked, self._take_keys, downloads)
+        self._enough(len(self.adverts), "are ready for the sum")
+        for words in self._words.values():
+            words.fill(0)
+        assembly = Assembly(self._terms, self.adverts, list(self._words.values()))
+        told = {name: advert.plain() for name, advert in self.adverts.items()}
+        self.down += len(told) * sum(_size(advert) for advert in self.adverts.values())
+
+        def take_shares(note: Note) -> None:
+            sealed = {name.removeprefix("to/"): _bytes(tensor) for name, tensor in note.tensors.items()}
+            assembly.take_shares(note.site, sealed)
+
+        self._step("shares", {site: {"adverts": told} for site in told}, take_shares)
+        self._enough(len(assembly.sharing), "have shared out their secrets")
+
+        forwarded = {site: assembly.sealed_for(site) for site in assembly.sharing}
+        self.down += sum(len(one) for of_site in forwarded.values() for one in of_site.values())
+        sealed = {site: {s: one.hex() for s, one in found.items()} for site, found in forwarded.items()}
+        self._step(
+            "masked",
+            {site: {"sealed": found} for site, found in sealed.items()},
+            lambda note: assembly.add(note.site, self._vectors(note)),
+        )
+        survivors = assembly.survivors
+        self._enough(len(survivors), "have sent what is to be summed")
+
+        shares: dict[str, dict[str, bytes]] = {}
+
+        def take_opened(note: Note) -> None:
+            found = {name.removeprefix("of/"): _bytes(tensor) for name, tensor in note.tensors.items()}
+            if not readable(found, assembly.sharing):
+                raise ValueError("its answer is not one share of each secret")
+            shares[note.site] = found
+
+        self._step("opened", {site: {"survivors": survivors} for site in survivors}, take_opened)
+        assembly.open(shares)
+        return survivors
+
+    def _step(
+        self,
+        name: str,
+        asked: Mapping[str, Mapping[str, Any]],
+        take: Callable[[Note], None],
+        downloads: Mapping[str, Tensors] | None = None,
+    ) -> None:
+        heads = {site: {"session": self._name, **head} for site, head in asked.items()}
+        answers = self._transport.exchange(name, self._round, self._rounds, heads, downloads or {})
+        for site, answer in zip(heads, answers, strict=True):
+            counted = name == "opened"
+            if isinstance(answer, Failure):
+                self._refused(answer, counted)
+                continue
+            try:
+                take(answer)
+            except ValueError as cause:
+                self._refused(Failure(site, self._round, f"Site '{site}': {cause}."), counted)
+                continue
+            self.up += nbytes(answer.tensors) + NUMBER_BYTES * len(answer.numbers)
+
+    def _take_keys(self, note: Note) -> None:
+        known = {name: _bytes(tensor) for name, tensor in note.tensors.items()}
+        try:
+            sealing, masking, commitment = (known.pop(name) for name in ("sealing", "masking", "commitment"))
+        except KeyError as cause:
+            raise ValueError("its keys are missing") from cause
+        advert = Advert(sealing, masking, commitment, dict(note.numbers), known).checked()
+        self.check(advert)
+        self.adverts[note.site] = advert
+
+    def _vectors(self, note: Note) -> list[Words]:
+        expected = {name: Spec(words.shape, f"int{8 * words.itemsize}") for name, words in self._words.items()}
+        if {name: Spec.of(tensor) for name, tensor in note.tensors.items()} != expected:
+            raise ValueError("its masked upload is not of the shape that the study declares")
+        found = [note.tensors[name].numpy() for name in expected]
+        return [vector.view(f"u{vector.itemsize}") for vector in found]
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

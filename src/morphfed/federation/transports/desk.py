@@ -64,28 +64,60 @@ class RoundStates:
                 self._file(old).unlink(missing_ok=True)
 
 
+Head = Mapping[str, Any]
+Reply = tuple[dict[str, Any], Tensors]
+Handle = Callable[[Head], Reply]
+"""A question's head → what its answer's head says beside what it repeats, and the answer's tensors."""
+
+
 class Desk:
     """Answers the questions of one unit.
 
     Args:
-        site: trains and judges, behind its gate.
+        site: trains and judges, behind its gate; None: this site does not take part in the unit's rounds, and there is
+            no question by which it could.
         states: its private state.
         network: digest of the initial network here.
         ledger: gives the last hash of the site's ledger.
         finished: called when the unit is over and the network holds the model as this site uses it.
+        newcomer: fills the network with a finished model, where there is no ``site`` to do it.
+        judge: answers "judge", with the network filled as this site uses the finished model.
+        more: further questions, by kind.
     """
 
     def __init__(
         self,
-        site: Site,
+        site: Site | None,
         states: RoundStates,
         *,
         network: str,
         ledger: Callable[[], str],
         finished: Callable[[], None] = lambda: None,
+        newcomer: Callable[[Tensors], None] = lambda download: None,
+        judge: Handle | None = None,
+        more: Mapping[str, Handle] | None = None,
     ) -> None:
-        self._site, self._states, self._network, self._ledger = site, states, network, ledger
-        self._finished = finished
+        self._states, self._network, self._ledger = states, network, ledger
+        self._finished, self._newcomer = finished, newcomer
+        self._kinds: dict[str, Handle] = {
+            "hello": self._hello,
+            "finish": self._finish,
+            "leave": lambda head: ({}, {}),
+            **(more or {}),
+        }
+        if judge is not None:
+            self._kinds["judge"] = lambda head: self._judge(head, judge)
+        if site is not None:
+            self._site = site
+            rounds: dict[str, Handle] = {
+                "counts": self._counts,
+                "train": self._train,
+                "secure": self._secure,
+                "evaluate": self._evaluate,
+                "sums": self._sums,
+            }
+            self._kinds |= rounds
+        self._trains = site is not None
         self._at: int | None = None
         self._download: tuple[str, Tensors] = ("", {})
 
@@ -99,20 +131,13 @@ class Desk:
             StorageError: the site's disk is full.
         """
         head = question.head
-        handle = {
-            "hello": self._hello,
-            "counts": self._counts,
-            "train": self._train,
-            "secure": self._secure,
-            "evaluate": self._evaluate,
-            "sums": self._sums,
-            "finish": self._finish,
-        }.get(question.kind)
+        handle = self._kinds.get(question.kind)
         if handle is None:
-            raise QuestionError(f"there is no question '{question.kind[:40]}'")
+            where = "" if self._trains else ": this site takes no part in these rounds"
+            raise QuestionError(f"there is no question '{question.kind[:40]}'{where}")
         if not self._has_download(question):
             return Parcel(NEED)
-        if (counts := head.get("class_counts")) is not None:
+        if self._trains and (counts := head.get("class_counts")) is not None:
             self._site.use_class_counts(np.array(counts, dtype=np.int64))
         found, tensors = handle(head)
         told = {key: head.get(key) for key in ECHOED}
@@ -129,7 +154,7 @@ class Desk:
         self._download = (named, question.tensors)
         return True
 
-    def _hello(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    def _hello(self, head: Head) -> Reply:
         if head.get("network") != self._network:
             raise QuestionError(
                 "the initial network here is not the coordinator's: the weights file, or the version of torch or timm, "
@@ -137,17 +162,17 @@ class Desk:
             )
         return {}, {}
 
-    def _counts(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    def _counts(self, head: Head) -> Reply:
         return {"counts": self._site.class_counts().tolist()}, {}
 
-    def _train(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    def _train(self, head: Head) -> Reply:
         number, rounds = _whole(head, "round"), _whole(head, "rounds")
         with self._training(head):
             upload = self._site.train(number, rounds, self._download[1])
         return {"weight": upload.weight, "metrics": upload.metrics}, upload.tensors
 
     @contextmanager
-    def _training(self, head: Mapping[str, Any]) -> Iterator[None]:
+    def _training(self, head: Head) -> Iterator[None]:
         """Within, the site trains a round from its state before it; after it, its new state is on the disk."""
         number, best = _whole(head, "round"), _whole(head, "best")
         known, state = self._states.before(number)
@@ -158,19 +183,24 @@ class Desk:
         self._states.save(number, self._site.state(), best)
         self._at = number
 
-    def _secure(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    def _secure(self, head: Head) -> Reply:
         step, number, rounds = str(head.get("step")), _whole(head, "round"), _whole(head, "rounds")
-        asked = {key: head[key] for key in ("session", "adverts", "sealed", "survivors") if key in head}
-        with self._training(head) if step == "keys" else nullcontext():
+        asked = {key: head[key] for key in ("session", "row", "adverts", "sealed", "survivors") if key in head}
+        trains = step == "keys" and "row" not in asked
+        if "row" in asked:
+            _check_row(asked["row"])
+            if head.get("state") is not None:
+                self._bring(_whole(head, "state"))
+        with self._training(head) if trains else nullcontext():
             note = self._site.exchange(step, number, rounds, asked, self._download[1])
         return {"numbers": dict(note.numbers)}, note.tensors
 
-    def _evaluate(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    def _evaluate(self, head: Head) -> Reply:
         number = _whole(head, "round")
         self._bring(number)
         return {"validation": self._site.evaluate(number, self._download[1])}, {}
 
-    def _sums(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+    def _sums(self, head: Head) -> Reply:
         if head.get("state") is not None:
             self._bring(_whole(head, "state"))
         views = _whole(head, "views")
@@ -184,11 +214,23 @@ class Desk:
         )
         return {"sums": sums.tolist()}, {}
 
-    def _finish(self, head: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
-        self._bring(_whole(head, "use"))
-        self._site.load_model(self._download[1])
+    def _judge(self, head: Head, judge: Handle) -> Reply:
+        self._hello(head)
+        self._fill(_whole(head, "use"))
+        return judge(head)
+
+    def _finish(self, head: Head) -> Reply:
+        self._fill(_whole(head, "use"))
         self._finished()
         return {}, {}
+
+    def _fill(self, use: int) -> None:
+        """Put the finished model into the network, as this site uses it."""
+        if self._trains:
+            self._bring(use)
+            self._site.load_model(self._download[1])
+        else:
+            self._newcomer(self._download[1])
 
     def _bring(self, number: int) -> None:
         """The site as it was after a round."""
@@ -196,6 +238,11 @@ class Desk:
         if self._at != known:
             self._site.load_state(state)
             self._at = known
+
+
+def _check_row(row: Any) -> None:
+    if not isinstance(row, dict) or not {"statistic", "at", "temperature", "views"} <= set(row):
+        raise QuestionError("its 'row' names no statistic")
 
 
 class QuestionError(ValueError):

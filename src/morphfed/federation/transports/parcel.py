@@ -106,7 +106,7 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 def frame(content: bytes) -> int:
     """Bytes of a parcel before those of its tensors; 0: these are no parcel's."""
-    if len(content) < 8:
+    if content[8:9] != b"{":
         return 0
     length = 8 + int.from_bytes(content[:8], "little")
     return length if length <= min(len(content), 8 + HEAD_BYTES) else 0

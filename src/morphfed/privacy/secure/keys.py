@@ -78,12 +78,12 @@ class Advert:
             ValueError: it is none.
         """
         try:
-            keys = [bytes.fromhex(plain[name]) for name in ("sealing", "masking", "commitment")]
+            sealing, masking, commitment = (bytes.fromhex(plain[n]) for n in ("sealing", "masking", "commitment"))
             claims = {str(name): value for name, value in plain["claims"].items()}
             proof = {str(name): bytes.fromhex(value) for name, value in plain["proof"].items()}
         except (TypeError, KeyError, AttributeError, ValueError) as cause:
             raise ValueError("it is no advert") from cause
-        return cls(*keys, claims, proof).checked()
+        return cls(sealing, masking, commitment, claims, proof).checked()
 
     def checked(self) -> Advert:
         """Itself.

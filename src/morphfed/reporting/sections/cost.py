@@ -189,9 +189,15 @@ def _table(r: Results) -> Table:
     together = "sites and folds" if r.folds else "sites"
     note = (
         f"Per seed (mean over seeds), all {together} of an arm together. Passes: images seen over training images. "
-        "Uploaded: from the sites to the coordinator; downloaded: the other way. Times are of training on this "
-        "machine, where several runs may have shared the processor."
+        "Uploaded: from the sites to the coordinator; downloaded: the other way. "
     )
+    if r.over_network:
+        note += (
+            "Times are those of the rounds, with all waiting for sites and the network; of local models, of their "
+            "sites. What sites told for this report, and models that they were sent to judge, is not counted."
+        )
+    else:
+        note += "Times are of training on this machine, where several runs may have shared the processor."
     if any(m.kind == "pooled" for m in r.arms):
         note += " The pooled arm would need the images themselves to be moved, which is not counted here."
     return Table("cost", "Budget and traffic of every arm.", [Cell(h) for h in head], rows, note)

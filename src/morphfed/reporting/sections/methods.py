@@ -57,6 +57,7 @@ _WORKS = {
     "calibrated": "Abadi M et al. Deep learning with differential privacy. CCS 2016. McMahan HB et al. Learning "
     "differentially private recurrent language models. ICLR 2018.",
     "prr-2021": _PRR_2021,
+    "secure": "Bonawitz K et al. Practical secure aggregation for privacy-preserving machine learning. ACM CCS 2017.",
     "qfedavg": "Li T et al. Fair resource allocation in federated learning. ICLR 2020.",
     "retrogress": "Chen Z et al. Personalized retrogress-resilient framework for real-world medical federated "
     "learning. MICCAI 2021.",
@@ -80,19 +81,17 @@ def methods(page: Page) -> Section:
     """Methods paragraph, citations, configuration, environment, command."""
     r = page.results
     where = "the folder above folds" if _is_fold(r) else "the folder of this report"
+    machine = "Software, and the coordinator's machine" if r.over_network else "Software and machine"
     blocks: list[Block] = [
         Heading("Methods, as a paragraph for a paper"),
         Text(paragraph(r)),
         Heading("What to cite"),
         Bullets(citations(r)),
         Heading("How to do it again"),
-        Text(
-            f"The study file is study.toml in {where}. With the same data, versions and machine the same numbers "
-            "result."
-        ),
+        Text(_again(r, where)),
         Code(f"{_command(r)}\nmorphfed report RUN     # this page again, from results.json"),
         Facts(_run_facts(r)),
-        Heading("Software and machine"),
+        Heading(machine),
         _environment(r),
         Details("The complete configuration", _settings(r)),
     ]
@@ -103,8 +102,20 @@ def _is_fold(r: Results) -> bool:
     return bool(r.study.get("fold_of"))
 
 
+def _again(r: Results, where: str) -> str:
+    if r.over_network:
+        return (
+            "The study file is study.toml in the federation's folder. With the same data at each site, the same "
+            "versions and processors the same numbers result; on one machine that holds all images, morphfed run "
+            "study.toml gives them too, with train.precision as it is below."
+        )
+    return f"The study file is study.toml in {where}. With the same data, versions and machine the same numbers result."
+
+
 def _command(r: Results) -> str:
     """The command that makes these results; of a fold, the ordinary study that it is."""
+    if r.over_network:
+        return "morphfed coordinator start FED     # and `morphfed site join` at each site"
     alone = f" holdout=named 'held_out=[\"{r.held_out[0]}\"]'" if _is_fold(r) else ""
     return f"morphfed run study.toml{alone}"
 
@@ -180,10 +191,26 @@ def _training_sentence(r: Results) -> str:
         said += _work_of_a_round(train)
         text += f" Every site trained with {', '.join(said)}."
         text += kind_of(r).loss(r) + _coarse_sentence(r)
+    text += _secure_sentence(r)
     if any(u.get("selected") == "best" for u in r.units):
         text += " The round with the best mean validation score over the training sites was tested"
         text += "; held-out sites took no part in any choice." if r.held_out else "."
     return text
+
+
+def _secure_sentence(r: Results) -> str:
+    """That the coordinator saw sums only, of the arms where it did."""
+    found = {m: told for m in r.arms for u in r.units_of(m) if (told := u.get("secure"))}
+    if not found:
+        return ""
+    moved = [m for m in r.arms if any(u.get("bytes_up") for u in r.units_of(m))]
+    of = "" if len(found) == len(moved) else f" of {listed(m.title for m in found)}"
+    told = next(iter(found.values()))
+    return (
+        f" Uploads{of} were combined by secure aggregation (any {told['threshold']} of {told['sites']} sites can open "
+        f"a sum, fewer cannot), as integers of {told['bits']} bits under masks: the coordinator saw sums over sites "
+        "only, of the weights, the numbers of images and the losses."
+    )
 
 
 def _work_of_a_round(train: Mapping[str, Any]) -> list[str]:
@@ -248,6 +275,7 @@ def citations(r: Results) -> list[str]:
     used = {str(u.get("algorithm")) for u in r.units} | {m.arm for m in r.arms}
     used |= {part for s in r.sites.values() for part in str(s.get("source")).split("+")}
     used |= {"retrogress"} if r.raw.get("retrogress") else set()
+    used |= {"secure" for u in r.units if u.get("secure")}
     used |= {str(noise.get("kind")) for u in r.units if (noise := u.get("noise"))}
     loss = _table(r.config, "train").get("loss")
     if isinstance(loss, Mapping):

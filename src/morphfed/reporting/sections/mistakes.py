@@ -24,9 +24,11 @@ class _Mistaken:
     by: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
 
-def mistakes(page: Page) -> Section:
-    """Each site's most confident mistakes; every image once, with all models that erred."""
+def mistakes(page: Page) -> Section | None:
+    """Each site's most confident mistakes; every image once, with all models that erred; None: all stayed there."""
     r = page.results
+    if r.over_network:
+        return None
     section = Section("mistakes", "The most confident mistakes")
     lead = (
         "Each picture is one test image as the models see it, with its label and the models that were wrong about "

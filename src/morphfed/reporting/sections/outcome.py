@@ -46,7 +46,7 @@ def arms_by_sites(page: Page) -> Section:
     scopes = _scopes(r)
     section.blocks.append(_main_table(r, scopes))
     section.blocks.append(_main_figure(page))
-    if r.singles:
+    if r.singles and not r.over_network:
         section.blocks.append(Details("Every local model at every site", [_singles_table(r, scopes)]))
     others = [m for m in kind_of(r).metrics if m != r.metric and _has(r, m)]
     if others:
@@ -88,7 +88,7 @@ def _main_table(r: Results, scopes: Sequence[str]) -> Table:
     )
     if any(m.kind == "own" for m in r.arms):
         note += "Local (own site): every site is judged by the model that it trained alone"
-        if r.held_out:
+        if r.held_out and not r.over_network:
             note += "; at a held-out site, the mean of these models (with how many, and their lowest and highest)"
         note += "."
     if len(scopes) >= TRANSPOSE and len(scopes) > len(r.arms):
@@ -182,7 +182,7 @@ def _main_figure(page: Page) -> Figure:
         for i, (scope, found) in enumerate(rows.items())
     ]
     caption = f"{capital(metric_name(r.metric))} with 95 % intervals, one panel a site, all on the same axis."
-    if r.held_out and r.singles:
+    if r.held_out and r.singles and not r.over_network:
         caption += " At a held-out site every local model is shown, because none is at home there."
     return Figure("forest", caption, panels)
 

@@ -18,7 +18,8 @@ T = TypeVar("T")
 _EARLY, _LATE = 5, 300
 """Seconds that a site's clock may be ahead and behind: Flower's bounds on a signed time, less a message's way."""
 
-_AWAY = frozenset({502, 503, 504})
+_AWAY = frozenset({500, 502, 503, 504})
+"""500: on a busy machine the server's database is locked at times; what it was asked has not happened then."""
 
 
 class Retry:

@@ -72,11 +72,14 @@ clientapp = "morphfed_none:app"
 [tool.flwr.app.config]
 """
 
-_PATIENCE = 20.0  # seconds for which calls to the server on this machine are tried again
+_PATIENCE = 60.0  # seconds for which calls to the server on this machine are tried again, while its process runs
 _BEAT = 15.0
 _START = (
     "import ctypes, signal, sys\n"
     "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"  # PR_SET_PDEATHSIG: not without us
+    # A database that is locked for longer than this answers with an error; five seconds are nothing on a busy disk.
+    "from flwr.supercore import constant\n"
+    "constant.SQLITE_PRAGMAS = tuple({**dict(constant.SQLITE_PRAGMAS), 'busy_timeout': '60000'}.items())\n"
     "import uvicorn\n"
     "run = uvicorn.run\n"
     # A line for every look of every site is half a gigabyte a day.
@@ -132,7 +135,7 @@ class Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         files = self._files
-        end = time.monotonic() + _PATIENCE  # the server of a coordinator that was killed ends by itself
+        end = time.monotonic() + 20  # the server of a coordinator that was killed ends by itself
         while _listening(files.port) and time.monotonic() < end:
             time.sleep(0.2)
         if _listening(files.port):
@@ -187,7 +190,7 @@ class Server:
         self._process = None
 
 
-class WaitingGrid(HttpGrid):
+class WaitingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
     """Flower's Grid, whose own way of pulling a message waits until its sender has sent all of it."""
 
     def announced(self, tickets: Collection[str]) -> list[tuple[str, ObjectTree]]:
