@@ -12,7 +12,6 @@ import torch
 if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower reads when it is imported
     pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
 
-import morphfed.federation.transports.flower as adapter
 from morphfed.core.errors import LinkError
 from morphfed.federation.transports.flower import calls, messages
 from morphfed.federation.transports.flower.calls import Retry, as_link_errors
@@ -27,6 +26,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
+MIB = 1 << 20
 NODES = {"kampala": 11, "lagos": 12}
 
 
@@ -68,7 +68,7 @@ def grid() -> MemoryGrid:
     return MemoryGrid()
 
 
-@pytest.mark.parametrize("size", [0, 1, adapter.OBJECT_BYTES, 3 * adapter.OBJECT_BYTES + 17])
+@pytest.mark.parametrize("size", [0, 1, MIB, 3 * MIB + 17])
 def test_bytes_survive_the_way_through_flowers_objects(size: int, grid: MemoryGrid) -> None:
     content = bytes(i % 251 for i in range(size))
     message = Message(messages.wrap(content), dst_node_id=11, message_type=messages.TYPE)
@@ -76,17 +76,17 @@ def test_bytes_survive_the_way_through_flowers_objects(size: int, grid: MemoryGr
     objects = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
     tree = get_object_tree(message)
     assert set(messages.objects_of(tree)) == set(objects)
-    assert max(len(part) for part in objects.values()) < adapter.OBJECT_BYTES + 200  # small enough for a slow link
+    assert max(len(part) for part in objects.values()) < MIB + 200  # small enough for a slow link
     found = messages.read_message(tree.object_id, dict(objects))
     assert messages.unwrap(found) == content
 
 
 def test_what_pieces_add_up_to_is_known_before_they_are_put_together(grid: MemoryGrid) -> None:
     """Five equal pieces travel once; together they are five times as long."""
-    message = Message(messages.wrap(bytes(5 * adapter.OBJECT_BYTES)), dst_node_id=11, message_type=messages.TYPE)
+    message = Message(messages.wrap(bytes(5 * MIB)), dst_node_id=11, message_type=messages.TYPE)
     objects = {name: part.deflate() for name, part in get_all_nested_objects(message).items()}
-    assert sum(map(len, objects.values())) < 2 * adapter.OBJECT_BYTES
-    assert 0 <= messages.inflated(objects) - 5 * adapter.OBJECT_BYTES < 1000
+    assert sum(map(len, objects.values())) < 2 * MIB
+    assert 0 <= messages.inflated(objects) - 5 * MIB < 1000
     piece = max(objects, key=lambda name: len(objects[name]))
     with pytest.raises(ValueError, match="damaged"):
         messages.inflated({name: content for name, content in objects.items() if name != piece})
@@ -175,7 +175,7 @@ def test_an_answer_that_stops_on_its_way_is_lost(grid: MemoryGrid) -> None:
 
 def test_the_tensors_of_a_download_are_the_same_objects_for_every_site(grid: MemoryGrid) -> None:
     """Their names differ in length, so a cut of the whole bytes at fixed places would share none."""
-    weights = {"w": torch.randn(3 * adapter.OBJECT_BYTES // 4), "b": torch.randn(7)}
+    weights = {"w": torch.randn(3 * MIB // 4), "b": torch.randn(7)}
     sent = []
     for site in ("ki", "kampala-general"):
         content = pack(Parcel("train", {"site": site, "nonce": site * 3}, weights))
@@ -183,7 +183,7 @@ def test_the_tensors_of_a_download_are_the_same_objects_for_every_site(grid: Mem
         sent.append({name: len(part.deflate()) for name, part in get_all_nested_objects(message).items()})
         assert messages.unwrap(message) == content
     shared = set(sent[0]) & set(sent[1])
-    assert sum(sent[0][name] for name in shared) > 3 * adapter.OBJECT_BYTES
+    assert sum(sent[0][name] for name in shared) > 3 * MIB
     assert sum(size for name, size in sent[0].items() if name not in shared) < 2000
 
 

@@ -11,7 +11,7 @@ import torch
 
 from morphfed.core.errors import PrivacyError
 from morphfed.core.types import Spec, Upload
-from morphfed.privacy.egress import Declaration, EgressGate, Statistic
+from morphfed.privacy.egress import Declaration, EgressGate, Findings, Statistic
 
 DECLARED = Declaration({"w": Spec((2,), "float32")}, frozenset({"loss"}), "fedavg: the model")
 
@@ -83,3 +83,50 @@ def test_any_other_statistic_is_refused(name: str, values: list[int], named: str
     with pytest.raises(PrivacyError, match=named):
         gate.release_statistic(name, np.array(values), round_number=0)
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+TELLING = Declaration(
+    {},
+    frozenset(),
+    "",
+    findings={
+        "scores": Findings(
+            {("n",): 1, ("recall", "a"): 1, ("curve", "#", "risk"): 2}, {"row": Spec((3,), "float64")}, "the report"
+        )
+    },
+)
+TOLD = {"n": 4, "recall": {"a": None}, "curve": [{"risk": 0.5}, {"risk": 0.0}]}
+ROWS = {"row": torch.zeros(3, dtype=torch.float64)}
+
+
+def test_declared_findings_pass_and_the_ledger_holds_each_number(tmp_path: Path) -> None:
+    EgressGate("kampala", TELLING, tmp_path / "l").release_findings("scores", TOLD, ROWS, round_number=7)
+    line = json.loads((tmp_path / "l").read_text())
+    assert line["metrics"] == {"n": 4.0, "recall/a": None, "curve/0/risk": 0.5, "curve/1/risk": 0.0}
+    assert line["bytes"] == 4 * 8 + 3 * 8
+    assert line["round"] == 7
+
+
+@pytest.mark.parametrize(
+    ("tree", "rows", "named"),
+    [
+        ({"name": "smith"}, {}, "a str at 'name'"),
+        ({"n": "smith"}, {}, "a str at 'n'"),
+        ({"n": True}, {}, "a bool at 'n'"),
+        ({"recall": {"smith": 1.0}}, {}, "a number at 'recall/smith'"),
+        ({"recall": {"smith": {}}}, {}, "a dict at 'recall/smith'"),
+        ({"curve": [{"risk": 1}, {"risk": 1}, {"risk": 1}]}, {}, "one more number at 'curve/#/risk'"),
+        ({"n": [1]}, {}, "a number at 'n/#'"),
+        ({}, {"image": torch.zeros(3)}, "the row 'image'"),
+        ({}, {"row": torch.zeros(4, dtype=torch.float64)}, "the row 'row' as"),
+    ],
+)
+def test_findings_that_are_not_declared_do_not_leave(
+    tree: dict[str, object], rows: dict[str, torch.Tensor], named: str, tmp_path: Path
+) -> None:
+    gate = EgressGate("kampala", TELLING, tmp_path / "l")
+    with pytest.raises(PrivacyError, match=named):
+        gate.release_findings("scores", tree, rows, round_number=1)
+    with pytest.raises(PrivacyError, match="'history'"):
+        gate.release_findings("history", {}, {}, round_number=1)
+    assert not (tmp_path / "l").exists()

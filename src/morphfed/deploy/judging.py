@@ -33,6 +33,7 @@ from morphfed.models import weights
 if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed
     from morphfed.deploy.provision import FederationSettings
+    from morphfed.deploy.recorder import Recorder
     from morphfed.experiment.study import Study
     from morphfed.experiment.units import Unit
     from morphfed.federation.transports.link import Link
@@ -129,6 +130,7 @@ class Judging:
         run: folder of the federation's run.
         report: progress.
         rounds: contact with the training sites that a unit's rounds had: it knows which model they have already.
+        recorder: keeps the status document.
     """
 
     def __init__(
@@ -139,28 +141,27 @@ class Judging:
         run: Path,
         report: Reporter = silent,
         rounds: Remote | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._link, self._agreed, self._settings, self._run = link, agreed, settings, run
-        self._report, self._rounds = report, rounds
+        self._report, self._rounds, self._recorder = report, rounds, recorder
         self._others: Remote | None = None
 
-    def ask_facts(self, unit: Unit, sites: Sequence[str], *, wait: bool) -> dict[str, str]:
-        """Have sites tell what data they have, where they have not yet.
+    def ask_facts(self, units: Mapping[str, Unit]) -> dict[str, str]:
+        """Have sites tell what data they have, where they have not yet; who is not connected is asked another time.
 
         Args:
-            unit: any that all of them know.
-            sites: whom to ask.
-            wait: for those that are not connected; else they are asked another time.
+            units: site → a unit that it knows.
 
         Returns:
             The last hash of the ledger of each that answered.
         """
-        asked = [site for site in sites if not (self._run / FACTS / f"{site}.json").is_file()]
-        if not wait:
-            here = self._link.presence()
-            asked = [site for site in asked if site in here and here[site].connected]
+        here = self._link.presence()
+        unknown = [site for site in units if not (self._run / FACTS / f"{site}.json").is_file()]
+        asked = [site for site in unknown if site in here and here[site].connected]
         if not asked:
             return {}
+        each = {site: {"unit": units[site].key} for site in asked}
         study, declared = self._agreed.study, facts.declared(self._agreed.study)
 
         def read(site: str, answer: Parcel) -> dict[str, Any]:
@@ -173,8 +174,9 @@ class Judging:
                 raise NotUsableError(f"what it tells of its data does not fit together: {cause!r}") from cause
             return told
 
-        remote = self._remote(unit, asked)
-        for site, told in remote.ask("facts", {}, dict.fromkeys(asked), read, what="facts of the data").items():
+        remote = self._remote(units[asked[0]], asked)
+        nothing, what = dict.fromkeys(asked), "facts of the data"
+        for site, told in remote.ask("facts", {}, nothing, read, what=what, each=each).items():
             write_json(self._run / FACTS / f"{site}.json", told)
         return remote.ledgers
 
@@ -194,7 +196,7 @@ class Judging:
             for site, told in remote.ask("judge", head, downloads, read, what=f"{unit.key}, scores").items():
                 told.save(folder, site)
             ledgers |= remote.ledgers
-        return ledgers | self.ask_facts(unit, judges(unit, self._agreed), wait=False)
+        return ledgers | self.ask_facts(dict.fromkeys(judges(unit, self._agreed), unit))
 
     def _contacts(self, unit: Unit) -> list[Remote]:
         """With all sites that judge: those of the rounds, and one with the others, kept for the unit."""
@@ -224,8 +226,7 @@ class Judging:
         remote = self._remote(job.units[0], list(units), rounds=arm.federation.rounds)
         each = {site: {"unit": unit.key} for site, unit in units.items()}
         remote.gather("", self._settings.gather, each=each)
-        for unit in units.values():
-            self.ask_facts(unit, unit.trained_on, wait=False)
+        self.ask_facts(units)
         what = f"{job.key}: each site trains its own model"
         self._report(Event("coordinator", text=what, level="info"))
         found = remote.ask("alone", {}, dict.fromkeys(units), read, what=what, each=each)
@@ -286,6 +287,7 @@ class Judging:
             patience=Patience(self._settings.deadline * rounds, self._settings.absent),
             report=self._report,
             task=unit.key,
+            observe=None if self._recorder is None else self._recorder.observer(),
         )
 
 
@@ -307,6 +309,7 @@ def train_alone(
     run: Path,
     *,
     last: bool = True,
+    recorder: Recorder | None = None,
     report: Reporter = silent,
 ) -> dict[str, str]:
     """Local models of one seed: each site trains its own; nothing of them travels but numbers.
@@ -316,9 +319,10 @@ def train_alone(
         job, agreed, settings: what is trained, and how long is waited.
         run: folder of the federation's run.
         last: whether the sites may leave when it is done.
+        recorder: keeps the status document.
         report: progress.
     """
-    judging = Judging(link, agreed, settings, run, report)
+    judging = Judging(link, agreed, settings, run, report, None, recorder)
     ledgers = judging.ask_alone(job)
     judging.finish_alone(job, over=last)
     return ledgers
@@ -332,6 +336,7 @@ def judge_again(
     run: Path,
     *,
     last: bool = True,
+    recorder: Recorder | None = None,
     report: Reporter = silent,
 ) -> dict[str, str]:
     """Ask sites for scores of a unit that was finished while they were away; arguments as :func:`train_alone`."""
@@ -345,7 +350,7 @@ def judge_again(
     use = int(entry["best_round"]) if chosen == "best" else arm.federation.rounds
     downloads = dict.fromkeys(agreed.sites, model) | downloads_of(model, own)
     finished = Finished(unit, network.digest(), downloads, model, use, settled)
-    judging = Judging(link, agreed, settings, run, report)
+    judging = Judging(link, agreed, settings, run, report, None, recorder)
     ledgers = judging.ask_scores(finished)
     here = link.presence()
     connected = [site for site in agreed.everyone if site in here and here[site].connected]

@@ -17,12 +17,9 @@ QUIET = {
 }
 """Flower sends nothing to its makers, asks for no newer version and installs nothing."""
 
-OBJECT_BYTES = 1 << 20
-"""Messages are cut into objects of at most this size; an object that was cut off begins again."""
-
 SMALLEST, LARGEST = 1 << 17, 1 << 22
-"""Limits of an upload's objects, whose size follows the link. Flower drops a message when none of its objects was
-finished for 180 s, and two are on their way at a time: 128 KiB will do down to 12 kbit/s."""
+"""Bytes of the objects into which messages are cut; one that was cut off begins again. Flower drops a message when none
+of its objects was finished for 180 s, and two are on their way at a time: 128 KiB will do down to 12 kbit/s."""
 
 os.environ.update(QUIET)
 

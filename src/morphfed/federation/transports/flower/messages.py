@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 
-from morphfed.federation.transports.flower import OBJECT_BYTES
+from morphfed.federation.transports.flower import LARGEST, SMALLEST
 from morphfed.federation.transports.parcel import frame
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ TYPE = "query"
 """Of every message: what is asked is in the parcel."""
 
 
-def wrap(content: bytes, piece: int = OBJECT_BYTES) -> RecordDict:
+def wrap(content: bytes, piece: int = 0) -> RecordDict:
     """Bytes as a message's content, in objects that travel by themselves.
 
     A parcel's frame and the bytes of its tensors are kept apart: the tensors of a download are the same for every
@@ -28,9 +28,10 @@ def wrap(content: bytes, piece: int = OBJECT_BYTES) -> RecordDict:
 
     Args:
         content: a parcel.
-        piece: bytes of an object of tensors.
+        piece: bytes of an object of tensors; 0: a 32nd, so that what is cut off is a small part, within limits.
     """
     cut = frame(content)
+    piece = piece or min(LARGEST, max(SMALLEST, len(content) // 32))
     records: dict[str, Any] = {FRAME: ConfigRecord({KIND: content[:cut]})}
     if cut < len(content):
         array = Array(dtype="uint8", shape=(len(content) - cut,), stype=KIND, data=content[cut:])
