@@ -3,11 +3,13 @@ lets only sites in."""
 
 from __future__ import annotations
 
+import signal
 import socket
 import ssl
 import stat
 import subprocess
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from http.client import HTTPSConnection
@@ -212,3 +214,48 @@ def test_strangers_get_no_answer_from_behind_the_proxy(made: provision.Made, pro
     with socket.create_connection(("127.0.0.1", proxy), timeout=10) as plain:  # a raw client without TLS
         plain.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
         assert plain.recv(64).startswith(b"HTTP/1.1 400")
+
+
+def test_a_revoked_site_is_shut_out_when_nginx_is_reloaded(tmp_path: Path) -> None:
+    """By the real nginx: let in, still let in after `revoke`, shut out after the reload; the others stay, and a new
+    bundle lets it in again."""
+    if NGINX is None:
+        pytest.skip("nginx is not installed (Debian: apt install nginx; or NGINX=/path/to/nginx)")
+    (tmp_path / "study.toml").write_text(STUDY)
+    made = provision.init(
+        tmp_path / "fed", tmp_path / "study.toml", host="127.0.0.1", port=free_port(), inner_port=free_port()
+    )
+    settings, _ = provision.read_federation(made.folder)
+    pairs = {}
+    for bundle in made.bundles:
+        content = _content(bundle)
+        pairs[bundle.stem] = keys.read_pair(content["site.key"], content["site.crt"])
+    (tmp_path / "nginx").mkdir()
+    process = start_nginx(made.folder, tmp_path / "nginx")
+
+    def status(site: str) -> int:
+        return ask(settings.port, made, "/v1/fleet/pull-messages", pair=pairs[site])
+
+    def reload(site: str, expected: int) -> None:
+        process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 20
+        while status(site) != expected:
+            assert time.monotonic() < end, (tmp_path / "nginx/error.log").read_text()
+            time.sleep(0.05)
+
+    try:
+        assert (status("alder"), status("birch")) == (502, 502)  # let in; nothing runs behind
+        assert call(["federation", "revoke", str(made.folder), "alder"]) == 0
+        assert status("alder") == 502
+        reload("alder", 400)
+        assert status("birch") == 502
+        made.bundles[0].unlink()
+        assert call(["federation", "renew", str(made.folder), "alder"]) == 0
+        content = _content(made.bundles[0])
+        old, pairs["alder"] = pairs["alder"], keys.read_pair(content["site.key"], content["site.crt"])
+        reload("alder", 502)
+        pairs["alder"] = old
+        assert status("alder") == 400
+    finally:
+        process.terminate()
+        process.wait(10)

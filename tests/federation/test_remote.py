@@ -18,6 +18,7 @@ from morphfed.federation.secure.rows import SummedRows
 from morphfed.federation.transports.desk import Desk, RoundStates
 from morphfed.federation.transports.parcel import Parcel, pack, unpack
 from morphfed.federation.transports.remote import Clock, Patience, Remote
+from morphfed.federation.transports.standing import Look
 
 SITES = ("kampala", "lagos", "quito")
 ABOUT = {"study": "abc", "unit": "fedavg/all/seed-0", "version": "0.1.0"}
@@ -29,7 +30,7 @@ class Net:
     def __init__(self, folder: Path, *, quorum: float = 0.5, patience: Patience | None = None, **keys: object) -> None:
         self.folder, self.keys, self.quorum = folder, keys, quorum
         self.patience = patience or Patience(deadline=600, absent=120, poll=1, tell=15)
-        self.clock, self.said = FakeClock(), list[Event]()
+        self.clock, self.said, self.looks = FakeClock(), list[Event](), list[Look]()
         self.link = MemoryLink({name: self.desk(name) for name in SITES}, self.clock)
 
     def desk(self, name: str):  # type: ignore[no-untyped-def]  # bytes → bytes
@@ -49,6 +50,7 @@ class Net:
             patience=self.patience,
             clock=Clock(self.clock.now, self.clock.sleep),
             report=self.said.append,
+            observe=self.looks.append,
         )
 
     def loop(self, rounds: int = 3, stop_after: int | None = None) -> tuple[RoundLoop, Remote]:
@@ -176,6 +178,15 @@ def test_a_site_that_is_gone_is_named_and_the_run_goes_on(tmp_path: Path) -> Non
     line = net.told[0]
     assert line.startswith("round 1: 2 of 3 sites back, waiting for lagos, last seen ")
     assert ", goes on without it at " in line
+    # The same for whoever watches: with the quorum there, it is waited for as long as the absent are given.
+    first, *_, last = [look for look in net.looks if look.step == "round 1"]
+    assert first.waiting == ["lagos"]
+    missing = first.sites["lagos"]
+    assert (missing.connected, missing.seen, missing.until) == (False, before - 30, before + 120)
+    assert (missing.asked, missing.answered) == (None, None)
+    assert first.sites["kampala"].answered is not None
+    assert (last.waiting, last.sites["lagos"].fault) == ([], "missed")
+    assert "last seen" in last.sites["lagos"].why
 
 
 def test_a_connected_site_that_never_answers_is_given_up_at_the_deadline(tmp_path: Path) -> None:
@@ -185,6 +196,9 @@ def test_a_connected_site_that_never_answers_is_given_up_at_the_deadline(tmp_pat
     found = net.loop(rounds=1)[0].run()
     assert found.progress.rejected[0]["reason"].startswith("Site 'quito': no answer in 10 minutes")
     assert net.clock.time - before >= 600
+    waits = [look.sites["quito"] for look in net.looks if look.waiting == ["quito"] and look.step == "round 1"]
+    assert {site.until for site in waits} == {before + 600}
+    assert all(site.asked is not None and site.answered is None for site in waits)
 
 
 def test_without_a_quorum_the_run_ends_and_says_who_is_missing(tmp_path: Path) -> None:
@@ -426,6 +440,11 @@ def test_the_start_waits_for_a_site_that_is_not_ready_and_says_why(tmp_path: Pat
     assert net.warnings.count("Site 'lagos': it refuses: the study abc is not approved.") == 1
     assert 60 <= net.clock.time - begin < 80
     assert net.told[0].startswith("start: 2 of 3 sites ready, waiting for lagos until ")
+    refused = [look.sites["lagos"] for look in net.looks if look.sites["lagos"].fault == "refused"]
+    assert refused[0].why == "it refuses: the study abc is not approved"
+    assert refused[0].until == begin + 600
+    assert net.looks[-1].sites["lagos"].fault == ""
+    assert net.looks[-1].waiting == []
 
 
 def test_a_site_with_another_initial_network_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -439,6 +458,22 @@ def test_the_last_hash_of_each_ledger_is_kept_at_the_coordinator(tmp_path: Path)
     loop, remote = net.loop(rounds=1)
     loop.run()
     assert remote.ledgers == {name: f"head of {name}" for name in SITES}
+
+
+def test_what_travels_is_counted_site_by_site(tmp_path: Path) -> None:
+    net = Net(tmp_path)
+    sent, received = dict.fromkeys(SITES, 0), dict.fromkeys(SITES, 0)
+
+    def weigh(site: str, question: bytes, answer: bytes) -> list[bytes | None]:
+        sent[site] += len(question)
+        received[site] += len(answer)
+        return [answer]
+
+    net.link.change = weigh
+    net.loop(rounds=2)[0].run()
+    last = net.looks[-1].sites
+    assert {site: standing.sent for site, standing in last.items()} == sent
+    assert {site: standing.received for site, standing in last.items()} == received
 
 
 def test_states_of_old_rounds_are_dropped_but_the_best_stays(tmp_path: Path) -> None:

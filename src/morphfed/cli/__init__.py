@@ -20,7 +20,11 @@ app = cyclopts.App(
     help_epilogue="Start with `morphfed demo`. Add --debug to any command for a traceback. "
     "[Documentation: the docs/ folder of the project.]",
 )
-app.command("morphfed.cli.doctor:run", name="doctor", help="Check this machine: Python, torch, disk, extras.")
+app.command(
+    "morphfed.cli.doctor:run",
+    name="doctor",
+    help="Check this machine: Python, torch, disk, extras; or its link to a federation.",
+)
 app.command("morphfed.cli.demo:run", name="demo", help="Train a small federation on synthetic films (minutes).")
 app.command("morphfed.cli.data:app", name="data", help="Draft manifests and check images before training.")
 app.command("morphfed.cli.slides:app", name="slides", help="Whole slides to tiles, tiles to bags of features.")
@@ -29,7 +33,9 @@ app.command("morphfed.cli.plan:run", name="plan", help="Show what a study would 
 app.command("morphfed.cli.run:run", name="run", help="Run or resume a study; ends with a report.")
 app.command("morphfed.cli.report:run", name="report", help="Write the report of a run again.")
 app.command("morphfed.cli.coordinator:app", name="coordinator", help="Run a federation over a network.")
-app.command("morphfed.cli.federation:app", name="federation", help="Set up a federation over a network.")
+app.command(
+    "morphfed.cli.federation:app", name="federation", help="Set up, watch and look after a federation over a network."
+)
 app.command("morphfed.cli.site:app", name="site", help="Take part in a federation over a network.")
 app.command("morphfed.cli.catalogue:list_", name="list", help="List algorithms, models, heads, sources or classes.")
 app.command("morphfed.cli.catalogue:show", name="show", help="Explain one algorithm, model, head, source or class.")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import cyclopts
 
-app = cyclopts.App(name="federation", help="Set up a federation over a network, and see how it does.")
+app = cyclopts.App(name="federation", help="Set up, watch and look after a federation over a network.")
 
 
 @app.command
@@ -35,38 +34,52 @@ def init(folder: Path, /, *, study: Path, host: str, port: int = 443, inner_port
 
 @app.command
 def status(folder: Path, /, *, json: bool = False) -> int:
-    """Show how far a federation is, who is there, and what was said last. Leaves with 6 if it failed.
+    """Show once how far a federation is, who is there, and what was said last. Leaves with its exit code if it failed.
 
     Args:
         folder: the federation's, at the coordinator.
-        json: print it as JSON.
+        json: print the status document as JSON.
     """
-    import json as jsonlib
+    from morphfed.cli.watch import as_json, snapshot
+    from morphfed.deploy.status import exit_code, read_status
 
-    from morphfed.core.files import read_json
-    from morphfed.deploy.coordinator import RUN, STATUS
-    from morphfed.deploy.provision import read_federation
+    found = read_status(folder)
+    sys.stdout.write(as_json(found) + "\n" if json else "\n".join(snapshot(found, folder, ledgers=True)) + "\n")
+    return exit_code(found) if found is not None and found.ended == "failed" else 0
 
-    settings, agreed = read_federation(folder)
-    path = folder / RUN / STATUS
-    found: dict[str, Any] = (
-        read_json(path) if path.is_file() else {"study": agreed.hash, "ended": "not started", "pid": None}
-    )
-    running = found["pid"] is not None and _alive(found["pid"])
-    state = "running" if running else found["ended"] or "killed"
-    if json:
-        sys.stdout.write(jsonlib.dumps({**found, "state": state}, indent=2, ensure_ascii=False) + "\n")
-        return 6 if state == "failed" else 0
-    sys.stdout.write(f"federation {settings.name}: {state}\nstudy hash {found['study']}\n")
-    if "units" in found:
-        sys.stdout.write(f"{found['units'][0]} of {found['units'][1]} units done; {found['now']} ({found['time']})\n")
-        for site, here in found["sites"].items() if running else ():
-            sys.stdout.write(f"site {site}: {'connected' if here['connected'] else 'not connected'}\n")
-        sys.stdout.writelines(f"  {line}\n" for line in found["lines"])
-        sys.stdout.writelines(f"ledger of {site}: {head}\n" for site, head in found["ledgers"].items())
-    if state == "killed":
-        sys.stdout.write(f"next: morphfed coordinator start {folder}   (goes on at the last checkpoint)\n")
-    return 6 if state == "failed" else 0
+
+@app.command
+def watch(folder: Path, /, *, once: bool = False, json: bool = False, serve: bool = False, port: int = 8765) -> int:
+    """Watch a federation from any terminal of the coordinator's machine; nothing is changed.
+
+    Ends with the run, with its exit code. Away from a terminal it writes a line when something changes.
+
+    Args:
+        folder: the federation's, at the coordinator.
+        once: show it once and leave.
+        json: print the status document as JSON, a line each time that it changes.
+        serve: show it as a page in a browser of this machine instead, until Ctrl-C.
+        port: of that page, on 127.0.0.1 only.
+    """
+    from morphfed.cli.watch import follow
+
+    if once:
+        return status(folder, json=json)
+    try:
+        return _serve(folder, port) if serve else follow(folder, json=json)
+    except KeyboardInterrupt:
+        sys.stderr.write("left; the federation goes on.\n")
+        return 0
+
+
+def _serve(folder: Path, port: int) -> int:
+    from morphfed.deploy.page.server import PageServer
+
+    with PageServer(folder, port) as server:
+        sys.stdout.write(f"{server.address}   for browsers on this machine; Ctrl-C ends it\n")
+        sys.stdout.flush()
+        server.serve_forever()
+    return 0
 
 
 @app.command
@@ -81,31 +94,80 @@ def stop(folder: Path, /) -> int:
     import time
 
     from morphfed.core.errors import FederationError
-    from morphfed.core.files import read_json
-    from morphfed.deploy.coordinator import RUN, STATUS
+    from morphfed.deploy.status import alive, read_status
 
-    path = folder / RUN / STATUS
-    pid = read_json(path)["pid"] if path.is_file() else None
-    if pid is None or not _alive(pid):
+    found = read_status(folder)
+    if found is None or found.ended is not None or not alive(found.pid):
         raise FederationError(
             f"No coordinator runs in {folder}.", fix="`morphfed federation status` says how it ended."
         )
-    os.kill(pid, signal.SIGTERM)
+    try:
+        os.kill(found.pid, signal.SIGTERM)
+    except PermissionError as cause:
+        raise FederationError(
+            f"The coordinator (process {found.pid}) is another user's.", fix="stop it as that user, or as root."
+        ) from cause
     for _ in range(300):
-        if not _alive(pid):
+        if not alive(found.pid):
             sys.stdout.write("stopped; finished rounds are saved.\n")
             return 0
         time.sleep(0.1)
-    raise FederationError(f"The coordinator (process {pid}) has not stopped in 30 s.", fix=f"look at process {pid}.")
+    raise FederationError(
+        f"The coordinator (process {found.pid}) has not stopped in 30 s.", fix=f"look at process {found.pid}."
+    )
 
 
-def _alive(pid: int) -> bool:
-    """Whether this process is a running coordinator of this user."""
-    import os
+@app.command
+def revoke(folder: Path, site: str, /, *, key: Path | None = None) -> int:
+    """Shut a site out: its certificate no longer counts once nginx is reloaded.
 
-    try:
-        os.kill(pid, 0)
-        command = Path(f"/proc/{pid}/cmdline")
-        return not command.exists() or b"coordinator" in command.read_bytes()
-    except (ProcessLookupError, PermissionError):
-        return False
+    Args:
+        folder: the federation's, at the coordinator.
+        site: its name.
+        key: the authority's key, ca.key, if it is not in FOLDER/ca.
+    """
+    from morphfed.deploy.revocation import RELOAD
+    from morphfed.deploy.revocation import revoke as shut_out
+
+    done = shut_out(folder, site, key=key)
+    sys.stdout.write(
+        f"'{site}' was on the list already (certificate {done.serial:x}).\n"
+        if done.already
+        else f"revoked: '{site}', certificate {done.serial:x}; written to {done.path}\n"
+    )
+    sys.stdout.write(
+        f"next: {RELOAD}   (until then it is still let in)\n"
+        "A running federation names the site as not connected and goes on with the others, if they reach the quorum.\n"
+        "To let it in again: morphfed federation renew.\n"
+    )
+    return 0
+
+
+@app.command
+def renew(folder: Path, site: str = "", /, *, server: bool = False, key: Path | None = None, days: int = 397) -> int:
+    """Make new keys and certificates before the old ones end: of a site (a new bundle), or of the server.
+
+    Args:
+        folder: the federation's, at the coordinator.
+        site: its name; its old certificate is revoked.
+        server: renew the server's certificate instead.
+        key: the authority's key, ca.key, if it is not in FOLDER/ca.
+        days: that the new certificate is valid.
+    """
+    from morphfed.core.errors import ConfigError
+    from morphfed.deploy.revocation import RELOAD, renew_server, renew_site
+
+    if bool(site) == server:
+        raise ConfigError("Whose certificate?", fix="name a site, or --server.")
+    if server:
+        until = renew_server(folder, key=key, days=days)
+        sys.stdout.write(f"the server's certificate is new and ends on {until:%Y-%m-%d}; sites need nothing new\n")
+        sys.stdout.write(f"next: {RELOAD}, then stop and start the coordinator\n")
+        return 0
+    bundle = renew_site(folder, site, key=key, days=days)
+    sys.stdout.write(f"new bundle for {site}: {bundle}; its old certificate is revoked\n")
+    sys.stdout.write(
+        f"next: {RELOAD}; stop and start the coordinator, which registers the new key; give the bundle to the site, "
+        f"which joins with it into the same folder; delete it here\n"
+    )
+    return 0

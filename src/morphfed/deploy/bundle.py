@@ -27,7 +27,7 @@ def open_bundle(bundle: Path, folder: Path) -> SiteSettings:
         ConfigError: not a bundle, or another site's than the folder's.
         StorageError: it cannot be read, or the folder cannot be written.
     """
-    content = _read(bundle)
+    content = read_bundle(bundle)
     here = folder / SECRETS
     before = validate(SiteSettings, read_toml(here / "site.toml"), where=str(here)) if here.is_dir() else None
     try:
@@ -51,7 +51,13 @@ def open_bundle(bundle: Path, folder: Path) -> SiteSettings:
     return settings
 
 
-def _read(bundle: Path) -> dict[str, bytes]:
+def read_bundle(bundle: Path) -> dict[str, bytes]:
+    """The files of a bundle, by name.
+
+    Raises:
+        ConfigError: not a bundle.
+        StorageError: it cannot be read.
+    """
     try:
         with zipfile.ZipFile(bundle) as archive:
             found = {info.filename: info for info in archive.infolist()}

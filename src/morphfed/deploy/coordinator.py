@@ -5,13 +5,8 @@ Started again it goes on at the last checkpoint, also after its own death or tha
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +14,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from morphfed import __version__
-from morphfed.core.errors import LinkError, StorageError
-from morphfed.core.files import sha256_text, write_json
+from morphfed.core.errors import LinkError, MorphfedError, StorageError
+from morphfed.core.files import sha256_text
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Tensors
 from morphfed.deploy.judging import (
@@ -33,8 +28,11 @@ from morphfed.deploy.judging import (
     train_alone,
 )
 from morphfed.deploy.provision import FederationSettings, read_federation
+from morphfed.deploy.recorder import Recorder, end_quietly
 from morphfed.deploy.results import timed, write_report_of
 from morphfed.deploy.review import network_of
+from morphfed.deploy.revocation import Revoked
+from morphfed.deploy.status import RUN, STATUS
 from morphfed.experiment.network import shares_counts
 from morphfed.experiment.tasks import study_task
 from morphfed.experiment.train_unit import is_done, save_models, settle, write_unit
@@ -46,67 +44,10 @@ if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed
     from morphfed.experiment.units import Unit
     from morphfed.federation.transports.flower.server import Run, Server, ServerFiles
-    from morphfed.federation.transports.link import Link, Presence
+    from morphfed.federation.transports.link import Link
 
-STATUS = "status.json"
-RUN = "run"
 _ROOM = 4 << 20  # bytes that must be free beside two models
 _ATTEMPTS = 5  # times that a server may fail without a round in between
-
-
-@dataclass
-class Status:
-    """What `federation status` shows; written beside the run at most once a second.
-
-    Attributes:
-        path: the file.
-        study: hash.
-        units: done and in all.
-        text, lines: what is being done, and the last things said.
-        ledgers: site → last hash of its ledger.
-        link: to the sites, while a unit is trained.
-    """
-
-    path: Path
-    study: str
-    units: list[int]
-    text: str = "starting"
-    lines: list[str] = field(default_factory=list)
-    ledgers: dict[str, str] = field(default_factory=dict)
-    link: Link | None = None
-    _written: float = 0.0
-
-    def tell(self, event: Event) -> None:
-        """Take an event in."""
-        if event.level == "progress":
-            self.text = event.text or self.text
-        else:
-            self.lines = [*self.lines[-19:], f"{datetime.now():%H:%M:%S} {event.text}"]
-        self.write(force=event.level != "progress")
-
-    def write(self, *, force: bool = True, ended: str | None = None) -> None:
-        """Write the file."""
-        if not force and time.monotonic() - self._written < 1:
-            return
-        self._written = time.monotonic()
-        found = {
-            "sites": {site: vars(here) for site, here in self._presence().items()},
-            "study": self.study,
-            "units": self.units,
-            "now": self.text,
-            "lines": self.lines,
-            "ledgers": self.ledgers,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "pid": os.getpid() if ended is None else None,
-            "ended": ended,
-        }
-        write_json(self.path, found)
-
-    def _presence(self) -> Mapping[str, Presence]:
-        try:
-            return self.link.presence() if self.link else {}
-        except LinkError:  # the round loop meets it too, and deals with it
-            return {}
 
 
 def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
@@ -135,29 +76,31 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
     except Timeout as cause:
         raise StorageError(f"Another coordinator works in {folder}.", fix="stop it, or wait for it.") from cause
     jobs = jobs_of(agreed)
-    done = sum(job.is_done(agreed, run) for job in jobs)
-    status = Status(run / STATUS, agreed.hash, [done, len(jobs)])
+    recorder = Recorder(folder, settings.name, agreed, run, run / STATUS, revoked=Revoked(folder))
 
     def tell(event: Event) -> None:
-        status.tell(event)
+        recorder.event(event)
         report(event)
 
-    ended = "failed"
     try:
-        status.write()
+        recorder.write()
         with timed(run):
-            if done < len(jobs):
+            if not all(job.is_done(agreed, run) for job in jobs):
                 with Server(server_files(folder, settings)) as server:
-                    _train_all(folder, settings, agreed, server, status, tell)
+                    _train_all(folder, settings, agreed, server, recorder, tell)
         if agreed.releases:
             write_report_of(agreed, run, report=tell)
-        ended = "done"
-    except KeyboardInterrupt:
-        ended = "stopped"
+        recorder.end("done", 0, None)
+    except KeyboardInterrupt as cause:
+        end_quietly(recorder, "stopped", 130, cause)
+        raise
+    except MorphfedError as cause:
+        end_quietly(recorder, "failed", cause.exit_code, cause)
+        raise
+    except BaseException as cause:
+        end_quietly(recorder, "failed", 1, cause)
         raise
     finally:
-        with suppress(StorageError):  # it must not hide why the run ended
-            status.write(ended=ended)
         lock.release()
     return [unit.folder(run) for job in jobs for unit in job.units if is_done(unit, run)]
 
@@ -178,7 +121,7 @@ def server_files(folder: Path, settings: FederationSettings) -> ServerFiles:
 
 
 def _train_all(
-    folder: Path, settings: FederationSettings, agreed: Agreed, server: Server, status: Status, report: Reporter
+    folder: Path, settings: FederationSettings, agreed: Agreed, server: Server, recorder: Recorder, report: Reporter
 ) -> None:
     """Every unit that is not done; a server that fails is started again, and the unit goes on at its checkpoint."""
     from morphfed.federation.transports.flower.server import Run
@@ -193,10 +136,9 @@ def _train_all(
                 server.start()
             with Run(files, keys, alive=lambda: server.alive) as opened:
                 for job in todo:
-                    _train(job, agreed, settings, opened, run, status, report, last=job is todo[-1])
+                    _train(job, agreed, settings, opened, run, recorder, report, last=job is todo[-1])
                     tried.add(job.key)
-                    status.units[0] += 1
-                    status.write()
+                    recorder.finish(job)
         except LinkError as cause:
             check_room(run, _ROOM)  # a server whose disk is full answers with errors of its own
             at = _progress(todo[0].units[0], run)
@@ -235,7 +177,7 @@ def _train(
     settings: FederationSettings,
     opened: Run,
     run: Path,
-    status: Status,
+    recorder: Recorder,
     report: Reporter,
     *,
     last: bool,
@@ -243,14 +185,16 @@ def _train(
     from morphfed.federation.transports.flower.grid import GridLink
 
     assert opened.grid is not None
-    link = status.link = GridLink(opened.grid, opened.nodes)
+    link = GridLink(opened.grid, opened.nodes)
+    recorder.begin(job)
     if job.alone:
-        ledgers = train_alone(link, job, agreed, settings, run, last=last, report=report)
+        ledgers = train_alone(link, job, agreed, settings, run, last=last, recorder=recorder, report=report)
     elif is_done(job.units[0], run):
-        ledgers = judge_again(link, job.units[0], agreed, settings, run, last=last, report=report)
+        ledgers = judge_again(link, job.units[0], agreed, settings, run, last=last, recorder=recorder, report=report)
     else:
-        ledgers = train_over(link, job.units[0], agreed, settings, run, last=last, report=report).ledgers
-    status.ledgers, status.link = status.ledgers | ledgers, None
+        remote = train_over(link, job.units[0], agreed, settings, run, last=last, recorder=recorder, report=report)
+        ledgers = remote.ledgers
+    recorder.told(ledgers)
 
 
 def train_over(
@@ -261,6 +205,7 @@ def train_over(
     run: Path,
     *,
     last: bool = True,
+    recorder: Recorder | None = None,
     report: Reporter = silent,
 ) -> Remote:
     """One unit over a link: its rounds, its models, what the sites settle of them, ``unit.json``.
@@ -270,6 +215,7 @@ def train_over(
         unit, agreed, settings: what is trained, and how long is waited.
         run: folder of the federation's run.
         last: whether the sites may leave when it is done.
+        recorder: keeps the status document.
         report: progress.
     """
     arm, study, folder = agreed.arms[unit.arm], agreed.study, unit.folder(run)
@@ -290,12 +236,13 @@ def train_over(
         patience=Patience(settings.deadline, settings.absent),
         report=tell,
         task=unit.key,
+        observe=recorder.observer() if recorder is not None else None,
     )
     remote.gather(network.digest(), settings.gather)
     transport, secure = network.secured(remote, study_task(study).outputs(study), report=report, task=unit.key)
-    judging = Judging(link, agreed, settings, run, report, remote) if agreed.releases else None
+    judging = Judging(link, agreed, settings, run, report, remote, recorder) if agreed.releases else None
     if judging is not None:
-        judging.ask_facts(dict.fromkeys(agreed.everyone, unit))
+        judging.ask_facts(dict.fromkeys(agreed.sites, unit))  # a held-out site does not hold the rounds up
     loop = RoundLoop(
         arm.federation,
         coordinator=network.coordinator(),
@@ -308,6 +255,7 @@ def train_over(
         seed=unit.seed,
         report=report,
         task=unit.key,
+        observe=recorder.advanced if recorder is not None else None,
     )
     outcome = loop.run()
     save_models(unit, study, arm, network.backbone, outcome, network.initial, folder)

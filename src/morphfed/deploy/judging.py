@@ -33,6 +33,7 @@ from morphfed.models import weights
 if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed
     from morphfed.deploy.provision import FederationSettings
+    from morphfed.deploy.recorder import Recorder
     from morphfed.experiment.study import Study
     from morphfed.experiment.units import Unit
     from morphfed.federation.transports.link import Link
@@ -129,6 +130,7 @@ class Judging:
         run: folder of the federation's run.
         report: progress.
         rounds: contact with the training sites that a unit's rounds had: it knows which model they have already.
+        recorder: keeps the status document.
     """
 
     def __init__(
@@ -139,9 +141,10 @@ class Judging:
         run: Path,
         report: Reporter = silent,
         rounds: Remote | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._link, self._agreed, self._settings, self._run = link, agreed, settings, run
-        self._report, self._rounds = report, rounds
+        self._report, self._rounds, self._recorder = report, rounds, recorder
         self._others: Remote | None = None
 
     def ask_facts(self, units: Mapping[str, Unit]) -> dict[str, str]:
@@ -284,6 +287,7 @@ class Judging:
             patience=Patience(self._settings.deadline * rounds, self._settings.absent),
             report=self._report,
             task=unit.key,
+            observe=None if self._recorder is None else self._recorder.observer(),
         )
 
 
@@ -305,6 +309,7 @@ def train_alone(
     run: Path,
     *,
     last: bool = True,
+    recorder: Recorder | None = None,
     report: Reporter = silent,
 ) -> dict[str, str]:
     """Local models of one seed: each site trains its own; nothing of them travels but numbers.
@@ -314,9 +319,10 @@ def train_alone(
         job, agreed, settings: what is trained, and how long is waited.
         run: folder of the federation's run.
         last: whether the sites may leave when it is done.
+        recorder: keeps the status document.
         report: progress.
     """
-    judging = Judging(link, agreed, settings, run, report)
+    judging = Judging(link, agreed, settings, run, report, None, recorder)
     ledgers = judging.ask_alone(job)
     judging.finish_alone(job, over=last)
     return ledgers
@@ -330,6 +336,7 @@ def judge_again(
     run: Path,
     *,
     last: bool = True,
+    recorder: Recorder | None = None,
     report: Reporter = silent,
 ) -> dict[str, str]:
     """Ask sites for scores of a unit that was finished while they were away; arguments as :func:`train_alone`."""
@@ -343,7 +350,7 @@ def judge_again(
     use = int(entry["best_round"]) if chosen == "best" else arm.federation.rounds
     downloads = dict.fromkeys(agreed.sites, model) | downloads_of(model, own)
     finished = Finished(unit, network.digest(), downloads, model, use, settled)
-    judging = Judging(link, agreed, settings, run, report)
+    judging = Judging(link, agreed, settings, run, report, None, recorder)
     ledgers = judging.ask_scores(finished)
     here = link.presence()
     connected = [site for site in agreed.everyone if site in here and here[site].connected]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from morphfed.core.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -70,8 +70,14 @@ def make_site(authority: Pair, site: str, *, days: int = LEAF_DAYS) -> Pair:
     return _signed(site, authority, days=days, server=False, hosts=())
 
 
-def revocations(authority: Pair, revoked: Sequence[x509.Certificate]) -> bytes:
-    """The authority's list of certificates that no longer count, as PEM."""
+def revocations(authority: Pair, revoked: Mapping[int, datetime], *, number: int = 1) -> bytes:
+    """The authority's list of certificates that no longer count, as PEM.
+
+    Args:
+        authority: of the federation.
+        revoked: serial number → since when.
+        number: of the list, counted up with each new one.
+    """
     x509, _ = _library()
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.serialization import Encoding
@@ -82,12 +88,70 @@ def revocations(authority: Pair, revoked: Sequence[x509.Certificate]) -> bytes:
         .issuer_name(authority.certificate.subject)
         .last_update(now - timedelta(minutes=5))
         .next_update(now + timedelta(days=AUTHORITY_DAYS))
+        .add_extension(x509.CRLNumber(number), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key()),
+            critical=False,
+        )
     )
-    for certificate in revoked:
-        entry = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(now).build()
+    for serial, since in revoked.items():
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
         made = made.add_revoked_certificate(entry)
     pem: bytes = made.sign(authority.key, hashes.SHA384()).public_bytes(Encoding.PEM)
     return pem
+
+
+@dataclass(frozen=True)
+class RevocationList:
+    """A list as it was read.
+
+    Attributes:
+        revoked: serial number → since when.
+        number: of the list; 0 for one without.
+    """
+
+    revoked: dict[int, datetime]
+    number: int
+
+
+def read_revocations(pem: bytes, authority: x509.Certificate) -> RevocationList:
+    """Inverse of :func:`revocations`.
+
+    Raises:
+        ValueError: no list, or not signed by this authority.
+    """
+    x509, ec = _library()
+    found = x509.load_pem_x509_crl(pem)
+    key = authority.public_key()
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not found.is_signature_valid(key):
+        raise ValueError("it is not signed by this federation's authority")
+    try:
+        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        number = 0
+    return RevocationList({entry.serial_number: entry.revocation_date_utc for entry in found}, number)
+
+
+def read_certificate(pem: bytes) -> x509.Certificate:
+    """A certificate.
+
+    Raises:
+        ValueError: not PEM.
+    """
+    library, _ = _library()
+    found: x509.Certificate = library.load_pem_x509_certificate(pem)
+    return found
+
+
+def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether this authority signed a certificate."""
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):  # ValueError: the names alone differ already
+        return False
+    return True
 
 
 def read_pair(key_pem: bytes, certificate_pem: bytes) -> Pair:

@@ -22,9 +22,9 @@ from morphfed.core.config import Config, read_toml, validate
 from morphfed.core.errors import ConfigError, StorageError
 from morphfed.core.files import storage_error, write_bytes, write_text
 from morphfed.deploy import keys, templates
-from morphfed.deploy.agreed import Agreed, load_agreed
 
 if TYPE_CHECKING:
+    from morphfed.deploy.agreed import Agreed
     from morphfed.deploy.keys import Pair
 
 FEDERATION = "federation.toml"
@@ -56,6 +56,7 @@ class SiteSettings(Config):
     host: str = Field(description="of the coordinator's reverse proxy")
     port: int = Field(ge=1, le=65535, description="of the same")
     study: str = Field(description="hash of the study that the federation was made for")
+    version: str = Field("", description="of the morphfed that wrote this; empty: not told")
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def init(
         StorageError: the folder is not empty, or cannot be written.
         MissingExtraError: the extra ``flower`` is not installed.
     """
+    from morphfed.deploy.agreed import load_agreed  # brings torch; `federation status` does without
+
     agreed = load_agreed(study_file)
     if not _HOST.fullmatch(host):
         raise ConfigError(f"'{host}' is no host name or IPv4 address.", fix="give it without scheme, port or path.")
@@ -95,13 +98,10 @@ def init(
     settings = FederationSettings(name=agreed.study.name, host=host, port=port, inner_port=inner_port)
     authority = keys.make_authority(settings.name)
     _write_coordinator(folder, authority, settings, days)
-    bundles = []
-    for site in agreed.everyone:
-        pair = keys.make_site(authority, site, days=days)
-        write_bytes(folder / "coordinator" / "sites" / f"{site}.pub", pair.public_pem())
-        path = folder / "bundles" / f"{site}.zip"
-        _write_private(path, _bundle(site, pair, authority, settings, agreed, study_file))
-        bundles.append(path)
+    bundles = [
+        write_site(folder, site, authority, settings, agreed.hash, study_file.read_bytes(), days)
+        for site in agreed.everyone
+    ]
     write_bytes(folder / STUDY, study_file.read_bytes())
     until = datetime.now(UTC) + timedelta(days=days)
     _write_texts(folder, settings, agreed, until)
@@ -116,9 +116,43 @@ def read_federation(folder: Path) -> tuple[FederationSettings, Agreed]:
     Raises:
         ConfigError: there is none, or it was edited into something that cannot be used.
     """
+    from morphfed.deploy.agreed import load_agreed
+
+    return read_settings(folder), load_agreed(folder / STUDY)
+
+
+def read_settings(folder: Path) -> FederationSettings:
+    """``federation.toml`` alone.
+
+    Raises:
+        ConfigError: the folder is no federation's, or the file was edited into something that cannot be used.
+    """
     path = folder / FEDERATION
-    settings = validate(FederationSettings, read_toml(path), where=str(path))
-    return settings, load_agreed(folder / STUDY)
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} is no federation's folder: it has no {FEDERATION}.",
+            fix="name the folder that `morphfed federation init` wrote.",
+        )
+    return validate(FederationSettings, read_toml(path), where=str(path))
+
+
+def write_site(
+    folder: Path, site: str, authority: Pair, settings: FederationSettings, study_hash: str, study: bytes, days: int
+) -> Path:
+    """Make a key and a certificate for a site; register their public parts and write its bundle.
+
+    Returns:
+        The bundle, which holds the only copy of the key.
+
+    Raises:
+        StorageError: the bundle is there already, or the folder cannot be written.
+    """
+    pair = keys.make_site(authority, site, days=days)
+    path = folder / "bundles" / f"{site}.zip"
+    write_private(path, _bundle(site, pair, authority, settings, study_hash, study))
+    write_bytes(folder / "coordinator" / "sites" / f"{site}.crt", pair.certificate_pem())
+    write_bytes(folder / "coordinator" / "sites" / f"{site}.pub", pair.public_pem())
+    return path
 
 
 def _write_coordinator(folder: Path, authority: Pair, settings: FederationSettings, days: int) -> None:
@@ -126,25 +160,32 @@ def _write_coordinator(folder: Path, authority: Pair, settings: FederationSettin
     server = keys.make_server(authority, settings.host, days=days)
     write_bytes(here / "ca.crt", authority.certificate_pem())
     write_bytes(here / "server.crt", server.certificate_pem())
-    _write_private(here / "server.key", server.key_pem())
-    _write_private(folder / "ca" / "ca.key", authority.key_pem())
-    write_bytes(here / "revoked.crl", keys.revocations(authority, ()))
+    write_private(here / "server.key", server.key_pem())
+    write_private(folder / "ca" / "ca.key", authority.key_pem())
+    write_bytes(here / "revoked.crl", keys.revocations(authority, {}))
     # Flower's runtime interface hands a run's token only to holders of this secret.
-    _write_private(here / "superexec.secret", secrets.token_hex(32).encode())
+    write_private(here / "superexec.secret", secrets.token_hex(32).encode())
 
 
 def _bundle(
-    site: str, pair: Pair, authority: Pair, settings: FederationSettings, agreed: Agreed, study_file: Path
+    site: str, pair: Pair, authority: Pair, settings: FederationSettings, study_hash: str, study: bytes
 ) -> bytes:
     """A site's zip: its own key and certificate, the authority's certificate, where to go, and the study."""
-    own = SiteSettings(federation=settings.name, site=site, host=settings.host, port=settings.port, study=agreed.hash)
+    own = SiteSettings(
+        federation=settings.name,
+        site=site,
+        host=settings.host,
+        port=settings.port,
+        study=study_hash,
+        version=__version__,
+    )
     service = Template(templates.SITE_SERVICE).substitute(name=settings.name, site=site, environment=_environment())
     content = {
         "site.toml": _toml(own).encode(),
         "ca.crt": authority.certificate_pem(),
         "site.crt": pair.certificate_pem(),
         "site.key": pair.key_pem(),
-        STUDY: study_file.read_bytes(),
+        STUDY: study,
         "morphfed-site.service": service.encode(),
     }
     memory, now = BytesIO(), datetime.now(UTC)
@@ -192,7 +233,7 @@ def _toml(settings: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes) -> None:
     """A file that only its owner can read, from the moment that it exists."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -134,7 +134,8 @@ Address: $host:$port. Sites: $sites. Study: $study, hash
 Made by `morphfed federation init`; this folder holds secrets. Certificates end on $until.
 
 ## At the coordinator
-1. Move `ca/ca.key` to a place that is not on the network. It is needed only to let a further site in.
+1. Move `ca/ca.key` to a place that is not on the network. It is needed to revoke a site (`morphfed federation revoke`)
+   and to renew certificates (`morphfed federation renew`), before they end on $until.
 2. Reverse proxy: `ln -s $folder/nginx/morphfed.conf /etc/nginx/conf.d/`, then `nginx -t` and
    `systemctl reload nginx`.
 3. Firewall: let port $port in, and nothing else. Flower listens on 127.0.0.1:$inner, without a login: whoever can open
@@ -143,13 +144,15 @@ Made by `morphfed federation init`; this folder holds secrets. Certificates end 
    here.
 5. `morphfed coordinator start $folder`, or as a service: `systemctl link
    $folder/systemd/morphfed-coordinator.service`, `systemctl enable --now morphfed-coordinator`.
-6. `morphfed federation status $folder` says who is connected and how far it is.
+6. `morphfed doctor --federation $folder` checks this machine; `morphfed federation watch $folder` shows who is
+   connected and how far it is, with `--serve` as a page in the browser.
 
 ## At a site
 1. `pip install 'morphfed[flower]'`, the version that the coordinator has: $version.
 2. `unzip -p NAME.zip study.toml > study.toml`, then `morphfed site review study.toml`. Compare the hash with the one
    above, over another way than the bundle came.
 3. `morphfed site approve study.toml --folder NAME`
-4. `morphfed site join NAME.zip --data manifest.csv --folder NAME`. It connects outwards only, to $host:$port.
-5. `morphfed site ledger NAME` shows at any time what has left.
+4. `morphfed doctor --federation NAME.zip` checks clock, name, port, certificates, key and disk.
+5. `morphfed site join NAME.zip --data manifest.csv --folder NAME`. It connects outwards only, to $host:$port.
+6. `morphfed site ledger NAME` shows at any time what has left.
 """

@@ -291,7 +291,7 @@ def _check_rows(p: Predictions) -> None:
             f"lowest {p.probabilities[bad.argmax()].min():.4g}).",
             fix="give probabilities (softmax in float32), not logits.",
         )
-    bad = np.zeros(len(p), dtype=bool) if p.log_probabilities is None else np.isnan(p.log_probabilities).any(axis=1)
+    bad = np.asarray(np.isnan(p.probabilities if p.log_probabilities is None else p.log_probabilities).any(axis=1))
     if bad.any():
         raise DataError(f"Predictions: {first(bad)} has a logarithm that is NaN.", fix="give log-softmax of logits.")
     names, counts = np.unique(p.ids, return_counts=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,6 +140,7 @@ class RoundLoop:
         seed: of the study, for what the coordinator draws.
         report: progress.
         task: key of the progress bar.
+        observe: is shown what the run has come to, when it begins and after every round; must not change it.
     """
 
     def __init__(
@@ -156,9 +158,11 @@ class RoundLoop:
         seed: int = 0,
         report: Reporter = silent,
         task: str = "rounds",
+        observe: Callable[[Progress], None] | None = None,
     ) -> None:
         self._config, self._coordinator, self._transport = config, coordinator, transport
         self._store, self._moves, self._report, self._task = store, moves, report, task
+        self._observe = observe
         self._coding, self._share_counts, self._noise, self._secure = coding, share_counts, noise, secure
         self._progress = Progress()
         self._best: Tensors = {}
@@ -174,6 +178,7 @@ class RoundLoop:
             StorageError: a checkpoint could not be written; earlier ones stay valid.
         """
         self._begin()
+        self._show()
         while self._progress.round < self._config.rounds:
             self._round(self._progress.round + 1)
         last, last_sites = self._coordinator.model(), self._site_parts()
@@ -216,6 +221,11 @@ class RoundLoop:
         self._progress.round = number
         improved = self._select(number, validation)
         self._save(number, improved)
+        self._show()
+
+    def _show(self) -> None:
+        if self._observe is not None:
+            self._observe(self._progress)
 
     def _sent(self, downloads: dict[str, Tensors]) -> dict[str, Tensors]:
         return downloads if self._coding is None else self._coding.send(downloads)

@@ -10,6 +10,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from morphfed.core.errors import FederationError
+from morphfed.core.errors import FederationError, LinkError
 from morphfed.core.files import storage_error
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Tensors, Upload
 from morphfed.federation.transports.base import Metrics, Note
 from morphfed.federation.transports.link import Link, Presence
 from morphfed.federation.transports.parcel import Parcel, ParcelError, digest, pack, unpack
+from morphfed.federation.transports.standing import Fault, Look, Observer, Standing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,6 +78,7 @@ class _Asked:
     sent: str = ""
     posted: float = 0.0
     answer: Path | None = None
+    answered: float | None = None
     failed: str = ""
 
     @property
@@ -91,11 +94,17 @@ class _Held:
         download: digest of the last one that it has confirmed.
         absent: given up in this round for want of a connection.
         ledger: its ledger's last hash, as it told it.
+        fault, why: what was wrong with its last answer.
+        sent, received: bytes of parcels.
     """
 
     download: str = ""
     absent: bool = False
     ledger: str = ""
+    fault: Fault = ""
+    why: str = ""
+    sent: int = 0
+    received: int = 0
 
 
 class Remote:
@@ -110,6 +119,7 @@ class Remote:
         spool: folder for answers that wait for their turn; emptied at the start.
         patience, clock: how long is waited.
         report, task: progress.
+        observe: is shown how the sites stand, at every look.
     """
 
     def __init__(
@@ -125,12 +135,13 @@ class Remote:
         clock: Clock | None = None,
         report: Reporter = silent,
         task: str = "rounds",
+        observe: Observer | None = None,
     ) -> None:
         self._names, self._link, self._about = tuple(sites), link, dict(about)
         self._needed = max(1, math.ceil(quorum * len(self._names))) if quorum else 0
         self._limit, self._spool = limit, spool
         self._patience, self._clock = patience or Patience(), clock or Clock()
-        self._report, self._task = report, task
+        self._report, self._task, self._observe = report, task, observe
         self._held = {name: _Held() for name in self._names}
         self._late: dict[str, str] = {}
         self._done: set[str] = set()
@@ -190,6 +201,7 @@ class Remote:
                     asked[site] = replace(asked[site], answer=None, ticket="")
                 elif not asked[site].ticket and self._clock.now() >= again.get(site, 0.0):
                     self._look_for_restarts([asked[site]])
+            self._show("start", list(asked.values()), lambda one: end if one.site in said else None)
             if said:
                 self._look_for_restarts([one for one in asked.values() if one.ticket])
                 self._clock.sleep(self._patience.poll)
@@ -382,6 +394,8 @@ class Remote:
         content = pack(Parcel(one.parcel.kind, {**one.parcel.head, "whole": whole}, tensors))
         one.ticket = self._link.post(one.site, content, lifetime=self._patience.deadline)
         one.posted = self._clock.now()
+        if one.ticket:
+            self._held[one.site].sent += len(content)
         return one
 
     def _all(
@@ -415,6 +429,7 @@ class Remote:
             self._collect(asked)
             self._look_for_restarts(asked)
             self._give_up(asked, started, deadline, absent, what)
+            self._show(what, asked, lambda one: self._until(one, asked, started) if one.open else None)
             while waiting is not None and not waiting.open:
                 yield waiting
                 waiting = next(following, None)
@@ -422,7 +437,7 @@ class Remote:
                 return
             if self._clock.now() - told >= self._patience.tell:
                 told = self._clock.now()
-                self._tell(asked, started, deadline, absent, what)
+                self._tell(asked, started, what)
             self._clock.sleep(pause := min(1.25 * pause, self._patience.poll))
 
     def _collect(self, asked: list[_Asked]) -> None:
@@ -450,6 +465,7 @@ class Remote:
 
     def _keep(self, one: _Asked, content: bytes) -> None:
         """Spool an answer, or ask again with the download that the site has not."""
+        self._held[one.site].received += len(content)
         if _kind(content) == NEED and one.sent:
             self._held[one.site].download = ""
             self._post(one, whole=True)
@@ -459,7 +475,7 @@ class Remote:
             path.write_bytes(content)
         except OSError as cause:
             raise storage_error(path, cause) from cause
-        one.answer = path
+        one.answer, one.answered = path, self._clock.now()
         self._held[one.site].absent = False
 
     def _look_for_restarts(self, asked: list[_Asked]) -> None:
@@ -495,10 +511,12 @@ class Remote:
                 if not here.connected and (gone >= absent or held.absent):
                     held.absent = True
                     one.failed = f"Site '{one.site}': not connected{self._last_seen(one.site, presence)}."
+            if one.failed:
+                held.fault, held.why = "missed", one.failed
             if one.failed and one.ticket:
                 self._late[one.ticket] = f"{what}: the answer of site '{one.site}'"
 
-    def _tell(self, asked: list[_Asked], started: float, deadline: float, absent: float, what: str) -> None:
+    def _tell(self, asked: list[_Asked], started: float, what: str) -> None:
         """Such as: round 7: 4 of 5 sites back, waiting for kampala, last seen 14:02, goes on without it at 14:20."""
         presence = self._link.presence()
         back = sum(one.answer is not None for one in asked)
@@ -506,13 +524,47 @@ class Remote:
         for one in asked:
             if one.open:
                 here = presence.get(one.site, Presence(False))
-                end = started + deadline
-                if not here.connected and back >= self._needed:
-                    end = min(end, max(started, here.seen or 0.0) + absent)
+                end = self._until(one, asked, started, presence)
                 state = "connected" if here.connected else self._last_seen(one.site, presence).removeprefix(", ")
                 parts.append(f"{one.site}, {state}, goes on without it at {_at(end)}")
         text = f"{what}: {back} of {len(asked)} sites back, waiting for {'; '.join(parts)}"
         self._report(Event(self._task, text=text, level="info"))
+
+    def _until(
+        self, one: _Asked, asked: list[_Asked], started: float, presence: Mapping[str, Presence] | None = None
+    ) -> float:
+        """When a step goes on without an answer that has not come."""
+        here = (self._link.presence() if presence is None else presence).get(one.site, Presence(False))
+        end = started + self._patience.deadline
+        if not here.connected and sum(other.answer is not None for other in asked) >= self._needed:
+            end = min(end, max(started, here.seen or 0.0) + self._patience.absent)
+        return end
+
+    def _show(self, step: str, asked: list[_Asked], until: Callable[[_Asked], float | None]) -> None:
+        """Let the observer have a look."""
+        if self._observe is None:
+            return
+        with suppress(LinkError):  # the next question meets it too, and deals with it
+            presence, questions = self._link.presence(), {one.site: one for one in asked}
+            sites = {}
+            for name, here in presence.items():
+                if name not in self._held:  # no part of this contact, but who watches wants to know
+                    sites[name] = Standing(here.connected, here.seen)
+            for name, held in self._held.items():
+                here, one = presence.get(name, Presence(False)), questions.get(name)
+                sites[name] = Standing(
+                    here.connected,
+                    here.seen,
+                    one.posted if one is not None and one.ticket else None,
+                    None if one is None else one.answered,
+                    None if one is None else until(one),
+                    held.fault,
+                    held.why,
+                    held.sent,
+                    held.received,
+                    held.ledger,
+                )
+            self._observe(Look(self._clock.now(), step, sites))
 
     def _last_seen(self, site: str, presence: Mapping[str, Presence] | None = None) -> str:
         found = (self._link.presence() if presence is None else presence).get(site)
@@ -524,6 +576,18 @@ class Remote:
         Raises:
             NotUsableError: it is none; says why.
         """
+        held = self._held[one.site]
+        try:
+            answer = self._checked(one)
+        except NotUsableError as cause:
+            held.fault, held.why = cause.fault, str(cause)
+            raise
+        held.fault, held.why = "", ""
+        held.download = one.sent or held.download
+        held.ledger = str(answer.head.get("ledger", ""))[:64]
+        return answer
+
+    def _checked(self, one: _Asked) -> Parcel:
         assert one.answer is not None
         content = one.answer.read_bytes()
         one.answer.unlink()
@@ -532,16 +596,14 @@ class Remote:
         except ParcelError as cause:
             raise NotUsableError(f"its answer cannot be read: {cause}") from cause
         if answer.kind == REFUSAL:
-            raise NotUsableError(f"it refuses: {str(answer.head.get('why', 'it does not say why'))[:500]}")
+            why = str(answer.head.get("why", "it does not say why"))[:500]
+            raise NotUsableError(f"it refuses: {why}", fault="refused")
         if answer.kind != ANSWER:
             raise NotUsableError(f"its answer is of the kind '{answer.kind[:40]}'")
         for key in ECHOED:
             if answer.head.get(key) != one.parcel.head.get(key):
                 given = str(answer.head.get(key))[:40]
                 raise NotUsableError(f"its answer is for the {key} '{given}', expected '{one.parcel.head.get(key)}'")
-        held = self._held[one.site]
-        held.download = one.sent or held.download
-        held.ledger = str(answer.head.get("ledger", ""))[:64]
         return answer
 
     def _warn(self, text: str) -> None:
@@ -550,6 +612,10 @@ class Remote:
 
 class NotUsableError(Exception):
     """An answer that cannot be used; says why, to follow the site's name."""
+
+    def __init__(self, why: str, *, fault: Fault = "unusable") -> None:
+        super().__init__(why)
+        self.fault = fault
 
 
 def _upload(answer: Parcel) -> Upload:

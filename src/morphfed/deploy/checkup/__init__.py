@@ -1,0 +1,1 @@
+"""`morphfed doctor --federation`: is this machine ready for a federation over a network?"""

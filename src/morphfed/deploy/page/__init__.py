@@ -1,0 +1,1 @@
+"""The read-only page of `morphfed federation watch --serve`."""
