@@ -60,6 +60,7 @@ class MemoryLink:
     posted: list[tuple[str, str, bytes]] = field(default_factory=list)
     extra: list[tuple[str, bytes | None]] = field(default_factory=list)
     traffic: list[tuple[str, str, bool]] = field(default_factory=list)
+    begun: set[str] = field(default_factory=set)
     count: int = 0
 
     def post(self, site: str, content: bytes, *, lifetime: float) -> str:
@@ -81,7 +82,7 @@ class MemoryLink:
             yield self.extra.pop()
 
     def coming(self, ticket: str) -> bool:
-        return False
+        return ticket in self.begun
 
     def presence(self) -> dict[str, Presence]:
         return {

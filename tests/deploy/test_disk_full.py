@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
 
-from tests.deploy.test_deployed import UNIT, Consortium
+from tests.deploy.test_deployed import Consortium
 from tests.links import FakeClock, MemoryLink
 
 from morphfed.core.errors import StorageError
@@ -41,7 +41,8 @@ def _fill(place: Path, leave: int) -> Path:
     """A file that leaves so many bytes."""
     filler = place / "filler"
     free = shutil.disk_usage(place).free
-    os.posix_fallocate(os.open(filler, os.O_CREAT | os.O_WRONLY), 0, free - leave)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free - leave)
     return filler
 
 
@@ -117,4 +118,3 @@ def test_too_little_room_is_noticed_before_it_is_needed(tmp_path: Path, monkeypa
     with pytest.raises(StorageError, match="5 bytes are free") as raised:
         coordinator.check_room(tmp_path, 6)
     assert raised.value.exit_code == 7
-    assert UNIT.parts

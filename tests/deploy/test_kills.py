@@ -43,7 +43,9 @@ ROUNDS = 16
 def study(drawn: Path, tiny_text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kills")
     shutil.copytree(drawn, folder / "films")
-    (folder / "study.toml").write_text(tiny_text.replace("rounds = 3", f"rounds = {ROUNDS}"))
+    (folder / "study.toml").write_text(
+        tiny_text.replace("rounds = 3", f"rounds = {ROUNDS}").replace("resnet10t", "test_resnet")
+    )
     return folder / "study.toml"
 
 

@@ -238,7 +238,7 @@ def test_a_site_that_is_away_at_the_end_is_named_and_asked_again(tiny: Path, tmp
         (lambda told, rows: told.update(names=["smith"]), "a str at 'names/#', which is not declared"),
         (lambda told, rows: told["metrics"].update(extra={"value": 1.0}), "a number at 'metrics/extra/value'"),
         (lambda told, rows: told["calibration"].extend([{"n": 1}] * 99), "one more number at 'calibration/#/n'"),
-        (lambda told, rows: rows.update(images=rows["found|accuracy"]), "the row 'images'"),
+        (lambda told, rows: rows.update(images=rows["found|accuracy"].clone()), "the row 'images'"),
         (lambda told, rows: rows.pop("found|accuracy"), "its scores lack found|accuracy"),
         (lambda told, rows: told.pop("confusion"), "do not fit together"),
         (lambda told, rows: told.update(n=10**6), "its confusion table does not fit"),

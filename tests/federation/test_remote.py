@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,6 +223,39 @@ def test_a_site_that_comes_back_takes_part_again(tmp_path: Path) -> None:
     found = loop.run()
     assert "lagos" in found.progress.history[1]["sites"]
     assert [r["round"] for r in found.progress.rejected] == [1]
+
+
+def test_a_site_whose_answer_is_on_its_way_is_not_asked_again_when_its_network_is_back(tmp_path: Path) -> None:
+    """It was away for so long that the server calls it new; its slow upload goes on where it was."""
+    net = Net(tmp_path)
+    tickets: list[str] = []
+    slow: list[tuple[str, bytes]] = []
+    post, take = net.link.post, net.link.take
+
+    def noted(site: str, content: bytes, *, lifetime: float) -> str:
+        ticket = post(site, content, lifetime=lifetime)
+        if site == "lagos" and unpack(content, limit=LIMIT).kind == "train":
+            tickets.append(ticket)
+        return ticket
+
+    def slowly(site: str, question: bytes, answer: bytes) -> list[bytes | None]:
+        if site != "lagos" or unpack(question, limit=LIMIT).kind != "train":
+            return [answer]
+        slow.append((tickets[-1], answer))
+        net.link.begun.add(tickets[-1])
+        net.link.since["lagos"] = net.clock.time + 5
+        return []
+
+    def later(asked: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+        yield from take(asked)
+        if slow and net.clock.time > 1_000_060:
+            yield slow.pop()
+
+    net.link.post, net.link.take, net.link.change = noted, later, slowly  # type: ignore[method-assign]
+    found = net.loop(rounds=1)[0].run()
+    assert len(tickets) == 1
+    assert found.progress.rejected == []
+    assert "started again" not in net.warnings
 
 
 def test_a_site_that_was_started_again_is_asked_again(tmp_path: Path) -> None:

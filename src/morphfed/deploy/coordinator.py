@@ -242,7 +242,7 @@ def train_over(
     transport, secure = network.secured(remote, study_task(study).outputs(study), report=report, task=unit.key)
     judging = Judging(link, agreed, settings, run, report, remote, recorder) if agreed.releases else None
     if judging is not None:
-        judging.ask_facts(dict.fromkeys(agreed.everyone, unit))
+        judging.ask_facts(dict.fromkeys(agreed.sites, unit))  # a held-out site does not hold the rounds up
     loop = RoundLoop(
         arm.federation,
         coordinator=network.coordinator(),

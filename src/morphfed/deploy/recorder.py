@@ -203,6 +203,9 @@ class Recorder:
         """A job is done and written, as far as sites were there."""
         lines = tuple(self._line(job) if line.key == job.key else line for line in self._status.units)
         self._update(units=lines)
+        unit = self._status.unit
+        if job.alone and unit is not None and unit.key == job.key:  # its rounds were at the sites
+            self._update(unit=unit.model_copy(update={"round": unit.rounds}))
         self.write()
 
     def end(self, ended: Literal["done", "failed", "stopped"], exit_code: int, cause: BaseException | None) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from morphfed.privacy.secure import fixed
+from morphfed.privacy.secure.config import MOST_SITES
 
 
 @pytest.mark.parametrize(
@@ -44,7 +45,7 @@ def test_numbers_survive_and_what_does_not_fit_is_named() -> None:
     words = fixed.write_numbers(values) + fixed.write_numbers(values)
     assert np.abs(fixed.read_numbers(words) - 2 * values).max() <= 2 * fixed.NUMBER_STEP / 2
     most = fixed.write_numbers(np.array([-fixed.NUMBER_LIMIT + 1]))
-    assert fixed.read_numbers(most * np.uint64(fixed.MOST_SITES))[0] == -fixed.MOST_SITES * (fixed.NUMBER_LIMIT - 1)
+    assert fixed.read_numbers(most * np.uint64(MOST_SITES))[0] == -MOST_SITES * (fixed.NUMBER_LIMIT - 1)
     for wrong in (fixed.NUMBER_LIMIT, np.inf, np.nan):
         with pytest.raises(ValueError, match="^1$"):
             fixed.write_numbers(np.array([1.0, wrong]))

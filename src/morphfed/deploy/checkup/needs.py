@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,10 +10,6 @@ from morphfed.core.types import nbytes
 from morphfed.deploy.agreed import Agreed
 from morphfed.deploy.review import network_of
 from morphfed.federation.transports.desk import KEEP
-
-if TYPE_CHECKING:
-    from morphfed.experiment.units import Unit
-
 
 _PRIVATE = 3  # times the model's size that a site keeps of a round at most
 
@@ -50,10 +45,14 @@ def needs_of(agreed: Agreed) -> Needs:
     """
     upload = download = site = coordinator = largest = 0
     for name, arm in agreed.arms.items():
-        units: list[Unit] = [unit for unit in agreed.units if unit.arm == name]
+        own = tuple(agreed.sites[:1])  # of local models each site keeps its own
+        units = [unit for unit in agreed.all_units if unit.arm == name and (unit.moves or unit.trained_on == own)]
         empty = replace(arm, model=arm.model.model_copy(update={"weights": "none"}))
         network = network_of(units[0], replace(agreed, arms={**agreed.arms, name: empty}), torch.device("cpu"))
         model = nbytes(network.backbone.module.state_dict())
+        if not units[0].moves:  # its checkpoints too; nothing travels
+            site += len(units) * model * (3 + _PRIVATE * KEEP)
+            continue
         up = network.upload_bytes
         down = nbytes(network.coding.send({"": network.coordinator().download("")})[""])
         upload, download = max(upload, up), max(download, down)

@@ -95,7 +95,7 @@ def _study(file: Path, folder: Path, settings: SiteSettings, target: Target | No
     except (MorphfedError, ImportError, OSError) as cause:
         yield _unknown("disk", cause)
         needs = None
-    else:
+    if needs is not None:
         yield machine.disk(folder, needs.site, "models and at most so much private state, beside the prepared images")
     if target is not None:
         try:

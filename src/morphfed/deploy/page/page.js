@@ -132,7 +132,8 @@ function showProgress(status, condition) {
   const unit = status.unit, done = status.units.filter((line) => line.done).length;
   at("now").hidden = status.units.length === 0;
   const parts = unit ? (unit.round / unit.rounds) : 0;
-  const all = condition === "done" ? 1 : (done + (unit && status.units[unit.number - 1]?.done ? 0 : parts)) / Math.max(1, status.units.length);
+  const partly = condition === "done" || (unit && status.units[unit.number - 1]?.done) ? 0 : parts;
+  const all = (done + partly) / Math.max(1, status.units.length);
   const label = unit && condition !== "done"
     ? `Unit ${unit.number} of ${status.units.length}: arm ${unit.arm}, seed ${unit.seed}; ${unit.round} of ${unit.rounds} rounds done`
     : `${done} of ${status.units.length} units done${unit ? `; figures are of the last one: arm ${unit.arm}, seed ${unit.seed}` : ""}`;

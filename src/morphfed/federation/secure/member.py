@@ -207,7 +207,7 @@ class Member:
             largest = float(np.abs(values).max(initial=0.0))  # NaN where any is
             if not largest <= self._plan.config.largest:
                 raise SecureSumError(
-                    f"Site '{self._site}', round {made.round}: '{name}' has changed by {largest:.3g}, more than "
+                    f"Round {made.round}: '{name}' has changed by {largest:.3g}, more than "
                     f"federation.secure.largest = {self._plan.config.largest:g}; nothing was sent.",
                     fix="lower train.lr, or set train.clip = 1.0; or allow a larger range, which rounds more.",
                 )

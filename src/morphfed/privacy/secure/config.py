@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from morphfed.core.config import Config
 
+MOST_SITES = 1 << 10
+"""So that sums of single numbers (``secure.fixed``) stay in 64 bits."""
+
 
 class SecureConfig(Config):
     """The coordinator sees sums over the sites only."""
@@ -43,6 +46,8 @@ class SecureConfig(Config):
         """Why it cannot be used with this number of training sites; empty: it can."""
         if sites < 2:
             return "a sum over one site is that site's upload: it needs two training sites at least"
+        if sites > MOST_SITES:
+            return f"sums of more than {MOST_SITES:,} sites may not fit into their integers; {sites:,} train"
         t = self.threshold_for(sites)
         if t > sites:
             return f"threshold = {t}, but {sites} sites train: no sum could be opened"

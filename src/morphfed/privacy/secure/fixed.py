@@ -24,9 +24,7 @@ LEAST = -100
 
 NUMBER_STEP = 2.0**-20
 NUMBER_LIMIT = 2.0**32
-"""Single numbers are smaller; 2^11 sites' sum stays in 64 bits."""
-
-MOST_SITES = 1 << 10
+"""Single numbers are smaller; the sum over ``config.MOST_SITES`` stays in 64 bits."""
 
 _PIECE = 1 << 16
 

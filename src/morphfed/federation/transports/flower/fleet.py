@@ -221,23 +221,28 @@ class FleetLine:
         from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
         end = time.monotonic() + self._retry.seconds
+        # Made once: pushed again it has the same name, and the server asks for what it has not.
+        message = Message(wrap(content, self._piece), reply_to=cast(Message, question.handle))
+        message.metadata.__dict__["_message_id"] = message.object_id
         while True:
             try:
                 with as_link_errors(self._where):
-                    self._push(Message(wrap(content, self._piece), reply_to=cast(Message, question.handle)))
+                    self._push(message)
                 return
-            except ObjectPushError as cause:  # the session ran out while the network was away
+            # An object that came twice, because the first one's confirmation was lost, counts as refused; or the
+            # session ran out while the network was away.
+            except ObjectPushError as cause:
                 if time.monotonic() > end:
                     raise LinkError(
                         f"{self._where} did not keep the answer.", fix="check the link; the round goes on without it."
                     ) from cause
+                time.sleep(0.5)
 
     def _push(self, message: Message) -> None:
         from flwr.app.message import remove_content_from_message
         from flwr.common.serde import message_to_proto
 
-        node, run, root = cast(Node, self._node), message.metadata.run_id, message.object_id
-        message.metadata.__dict__["_message_id"] = root
+        node, run, root = cast(Node, self._node), message.metadata.run_id, message.metadata.message_id
         with no_object_id_recompute():
             request = PushMessagesRequest(
                 node=node,
