@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from morphfed.models import weights
 from morphfed.training.config import TrainConfig
 from morphfed.training.dataset import ImageSet, pool
 from morphfed.training.optimise import export_state, import_state, learning_rate, make_optimizer
@@ -55,6 +57,30 @@ def test_moments_survive_as_named_tensors(optimizer: str) -> None:
 
     whole, broken = run(None), run(2)
     assert all(torch.equal(whole[k], broken[k]) for k in whole)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_moments_from_a_file_fit_weights_in_another_memory_layout(optimizer: str, tmp_path: Path) -> None:
+    """Files hold contiguous tensors; a fused step over channels-last weights would mix up their moments."""
+
+    def run(broken: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        convolutions = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        model = nn.Sequential(*convolutions).to(memory_format=torch.channels_last)
+        config = TrainConfig(optimizer=optimizer, lr=1e-2)
+        opt = make_optimizer(config, model)
+        images, labels = torch.randn(6, 3, 12, 12), torch.arange(6) % 4
+        for step in range(4):
+            if broken and step == 2:
+                weights.save(tmp_path / "moments.safetensors", export_state(opt), {})
+                opt = make_optimizer(config, model)
+                import_state(opt, weights.load(tmp_path / "moments.safetensors"))
+            opt.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            opt.step()
+        return list(model.parameters())
+
+    assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
 
 
 def test_learning_rate_by_hand() -> None:

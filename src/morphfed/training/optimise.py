@@ -49,9 +49,17 @@ def export_state(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def import_state(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Inverse of :func:`export_state` on a fresh optimiser of the same model."""
+    """Inverse of :func:`export_state` on a fresh optimiser of the same model.
+
+    Moments get the memory layout of their parameters: files have lost it, and fused steps walk through memory.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, key = name.split("/", 1)
-        state.setdefault(int(index), {})[key] = tensor.clone()
+        parameter = parameters[int(index)]
+        own = tensor.shape == parameter.shape
+        state.setdefault(int(index), {})[key] = (
+            torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor) if own else tensor.clone()
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
