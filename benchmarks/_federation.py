@@ -175,7 +175,8 @@ def stubs(made: Machines, sites: Sequence[str], processes: int = 1) -> list[str]
 
 def events(made: Machines, name: str) -> list[dict]:
     """What a stub process has told."""
-    return [json.loads(line) for line in made.log(name).splitlines() if line.startswith("{")]
+    lines = made.log(name).splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}\n")]
 
 
 def idle(text: str, sites: Sequence[str], *, processes: int = 1, timeout: float = 1800) -> Rounds:

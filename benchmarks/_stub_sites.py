@@ -3,7 +3,7 @@
     python benchmarks/_stub_sites.py FEDERATION_FOLDER SITE [SITE …]
 
 Without torch, so that twenty of them fit a small machine. Each question is a line of JSON on the output. Where the
-folder holds `upload.parcel`, its tensors are what they upload (a coded upload).
+folder holds `upload-SITE.parcel`, its tensors are what that site uploads (a coded upload).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Stub:
             told |= {"weight": 10.0, "metrics": {"loss": 1.0, "steps": 1.0, "images": 10.0}}
             shapes, order, data = downloads[named]
             if self._upload:
-                shapes, order, data = self._upload[0], self._upload[1]["order"], self._upload[2]
+                return frame(self._upload[0], {**answer, "order": self._upload[1]["order"]}, self._upload[2])
             return frame(shapes, {**answer, "order": order}, own(data, self.name, int(head["round"])))
         if kind == "evaluate":
             told["validation"] = {self.name: VALIDATION}
@@ -98,7 +98,7 @@ def serve(site: str, bundle: Path, folder: Path) -> None:
         archive.extractall(folder)
     settings = tomllib.loads((folder / "site.toml").read_text())
     here = (folder / "ca.crt", folder / "site.crt", folder / "site.key")
-    upload = bundle.parents[1] / "upload.parcel"
+    upload = bundle.parents[1] / f"upload-{site}.parcel"
     stub = Stub(site, upload.read_bytes() if upload.exists() else b"")
     while not stub.over:
         try:

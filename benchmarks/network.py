@@ -78,7 +78,7 @@ def memory(options: Options, model: str = LARGE, size: str = "85 MB") -> Iterato
 
 
 def coded_upload(text: str, folder: Path) -> None:
-    """A coded upload of random numbers for the stubs of a federation's folder."""
+    """A coded upload of random changes for each stub, in the federation's folder."""
     import torch
 
     from morphfed.deploy.agreed import load_agreed
@@ -89,12 +89,13 @@ def coded_upload(text: str, folder: Path) -> None:
     path.write_text(text)
     agreed = load_agreed(path)
     network = network_of(agreed.units[0], agreed, torch.device("cpu"))
-    torch.manual_seed(0)
     download = network.coordinator().download("")
-    trained = {n: t + 1e-6 * torch.randn_like(t) if t.is_floating_point() else t for n, t in download.items()}
     opened = network.coding.open(network.coding.send({"": download})[""])
-    tensors, _ = network.coding.encode(trained, opened, {}, site="x", round_number=1)
-    (folder / "upload.parcel").write_bytes(pack(Parcel("answer", {}, tensors)))
+    for seed, site in enumerate(TWO):  # each its own: Flower keeps equal objects once
+        torch.manual_seed(seed)
+        trained = {n: t + 1e-6 * torch.randn_like(t) if t.is_floating_point() else t for n, t in download.items()}
+        tensors, _ = network.coding.encode(trained, opened, {}, site=site, round_number=1)
+        (folder / f"upload-{site}.parcel").write_bytes(pack(Parcel("answer", {}, tensors)))
 
 
 def slow(options: Options) -> Iterator[Row]:

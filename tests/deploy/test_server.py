@@ -253,7 +253,9 @@ def test_a_site_that_was_killed_is_let_in_again_at_once(machines: Machines) -> N
         dead.__enter__()
         dead._stop.set()  # no sign of life any more, and no goodbye
         first = link.presence()["dogwood"].since
-        with FleetLine(machines.credentials("dogwood")):
+        with pytest.raises(LinkError, match="412"), FleetLine(machines.credentials("dogwood")):
+            pass  # somebody who does not know that it is dead
+        with FleetLine(machines.credentials("dogwood"), take_over=True):
             time.sleep(2.5)
             again = link.presence()["dogwood"]
             assert again.connected

@@ -83,7 +83,7 @@ def _connected(credentials: Credentials, resident: Resident, stay: bool, report:
     """Answer questions for as long as the connection lasts."""
     from morphfed.federation.transports.flower.fleet import FleetLine
 
-    with FleetLine(credentials) as line:
+    with FleetLine(credentials, take_over=True) as line:  # the folder is locked
         where = f"{credentials.host}:{credentials.port}"
         report(Event("site", text=f"connected to {where} as '{resident.site}'", level="info"))
         leaving: float | None = None

@@ -48,6 +48,7 @@ from morphfed.federation.transports.flower.messages import (
     inflated,
     objects_of,
     read_message,
+    surely,
     unwrap,
     wrap,
 )
@@ -91,12 +92,14 @@ class FleetLine:
     Args:
         credentials: of the site.
         patience: seconds for which an object is sent or fetched again while the network is away.
+        take_over: whether no other process can be connected with this key, so that one that the server still believes
+            connected was killed.
 
     Raises:
         LinkError: on entry: the coordinator cannot be reached, or does not let the site in.
     """
 
-    def __init__(self, credentials: Credentials, *, patience: float = 600.0) -> None:
+    def __init__(self, credentials: Credentials, *, patience: float = 600.0, take_over: bool = False) -> None:
         self._where = f"{credentials.host}:{credentials.port}"
         key = load_pem_private_key(credentials.key.read_bytes(), None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -116,7 +119,7 @@ class FleetLine:
             )
             for seconds in (_CALL, _TRANSFER)
         )
-        self._number = credentials.key.with_suffix(".node")
+        self._number, self._takes_over = credentials.key.with_suffix(".node"), take_over
         self._piece = _FIRST_PIECE
         self._retry, self._brief = Retry(patience), Retry(_BRIEF)
         self._node: Node | None = None
@@ -140,13 +143,15 @@ class FleetLine:
         except httpx.HTTPStatusError as cause:
             if cause.response.status_code != httpx.codes.PRECONDITION_FAILED or not (before := self._before()):
                 raise
-        # Say goodbye in its place. One process works in a site's folder, so it cannot be alive.
+        # Say goodbye in its place.
         with suppress(httpx.HTTPStatusError):
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=before))
         return int(self._client.ActivateNode(request).node_id)
 
     def _before(self) -> int:
-        """The number that the last process here was given; 0: not known."""
+        """The number that the last process here was given; 0: not known, or it may be alive."""
+        if not self._takes_over:
+            return 0
         try:
             return int(self._number.read_text())
         except (OSError, ValueError):
@@ -229,9 +234,7 @@ class FleetLine:
                 with as_link_errors(self._where):
                     self._push(message)
                 return
-            # An object that came twice, because the first one's confirmation was lost, counts as refused; or the
-            # session ran out while the network was away.
-            except ObjectPushError as cause:
+            except ObjectPushError as cause:  # the session ran out while the network was away
                 if time.monotonic() > end:
                     raise LinkError(
                         f"{self._where} did not keep the answer.", fix="check the link; the round goes on without it."
@@ -250,7 +253,8 @@ class FleetLine:
                 message_object_trees=[get_object_tree(message)],
             )
             given = self._retry.invoke(self._client.PushMessages, request)
-            push = make_push_object_fn_protobuf(self._retrying(self._transfers.PushObject), node, run, given.session_id)
+            sure = surely(self._retrying(self._transfers.PushObject), self._retrying(self._transfers.PullObject))
+            push = make_push_object_fn_protobuf(sure, node, run, given.session_id)
             parts, missing = get_all_nested_objects(message), set(given.objects_to_push)
             last = parts.pop(root).deflate()
             self._adapt(push_objects, parts, push, missing - {root})

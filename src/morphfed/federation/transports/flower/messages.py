@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.proto.message_pb2 import PullObjectRequest
 
 from morphfed.federation.transports.flower import LARGEST, SMALLEST
 from morphfed.federation.transports.parcel import frame
@@ -74,6 +75,24 @@ def bounded(pull: Callable[[str], bytes], limit: int) -> Callable[[str], bytes]:
         return found
 
     return pull_object
+
+
+def surely(push: Callable[[Any], Any], pull: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``PushObject`` for a network that breaks.
+
+    An object that comes twice, because the first one's confirmation was lost, counts as refused. Its message could not
+    be announced again once the other end has asked for it, and would be given up after three minutes; so look whether
+    the object is there.
+    """
+
+    def pushed(request: Any) -> Any:
+        answer = push(request)
+        if not answer.stored:
+            asked = PullObjectRequest(node=request.node, run_id=request.run_id, object_id=request.object_id)
+            answer.stored = pull(asked).object_available
+        return answer
+
+    return pushed
 
 
 def inflated(contents: dict[str, bytes]) -> int:

@@ -46,7 +46,7 @@ from flwr.superlink.grid import HttpGrid
 from morphfed.core.errors import LinkError
 from morphfed.federation.transports.flower import QUIET
 from morphfed.federation.transports.flower.calls import Retry, as_link_errors
-from morphfed.federation.transports.flower.messages import objects_of, read_message
+from morphfed.federation.transports.flower.messages import objects_of, read_message, surely
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -196,17 +196,7 @@ class WaitingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
     def _connect(self) -> None:
         super()._connect()
         client = self._client
-        push = client.PushObject
-
-        def surely(request: Any) -> Any:
-            # An object that came twice, because the first one's confirmation came too late, counts as refused.
-            answer = push(request)
-            if not answer.stored:
-                asked = PullObjectRequest(node=self.node, run_id=request.run_id, object_id=request.object_id)
-                answer.stored = client.PullObject(asked).object_available
-            return answer
-
-        client.PushObject = surely
+        client.PushObject = surely(client.PushObject, client.PullObject)
 
     def announced(self, tickets: Collection[str]) -> list[tuple[str, ObjectTree]]:
         """Answers that have begun to arrive, each once."""
