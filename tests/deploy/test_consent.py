@@ -66,6 +66,7 @@ def test_the_hash_is_the_same_wherever_the_images_are(study: Path, tmp_path: Pat
         "arms.fedprox={}",
         "evaluation.calibrate=temperature",
         "evaluation.retrogress=true",
+        "evaluation.release=scores",
         "federation.noise={kind='as_published', draw='secret'}",
         "sites.dogwood={path='x'}",
         "held_out=[]",
@@ -74,6 +75,16 @@ def test_the_hash_is_the_same_wherever_the_images_are(study: Path, tmp_path: Pat
 )
 def test_whatever_changes_what_is_trained_or_sent_changes_the_hash(override: str, study: Path) -> None:
     assert load_agreed(study, [override]).hash != load_agreed(study).hash
+
+
+def test_where_scores_are_told_local_models_and_held_out_sites_take_part(study: Path) -> None:
+    agreed = load_agreed(study, ["evaluation.release=scores"])
+    assert list(agreed.arms) == ["local", "fedavg"]
+    assert agreed.arms["local"].train.precision == "fp32"
+    assert (agreed.sites, agreed.held_out) == (["alder", "birch"], ["cedar"])
+    assert [unit.key for unit in agreed.units] == ["fedavg/all/seed-0", "fedavg/all/seed-1"]
+    cedar = agreed.at_site("cedar", SiteConfig(path="x"))
+    assert (list(cedar.sites), cedar.held_out, cedar.training_sites) == (["cedar"], ("cedar",), [])
 
 
 def test_only_arms_that_move_models_are_trained(study: Path) -> None:

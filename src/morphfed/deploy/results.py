@@ -114,7 +114,7 @@ def left_out(agreed: Agreed) -> list[str]:
     said += [
         "Pictures of cells and single mistakes: images, file names and predictions of single images stay at the sites.",
         "The names of labels that are no class of the study: a site tells how many images it leaves out, not why.",
-        "Findings of the data check and notes of preparing the data: each site reads its own (`morphfed data check`).",
+        "Findings of the data check and notes of preparing the data: each site reads its own.",
     ]
     return said
 

@@ -66,7 +66,7 @@ def tell(block: Mapping[str, Any], colour: Mapping[str, Any] | None) -> dict[str
     for leak in block.get("leaks", ()):
         table = told.setdefault("leaks", {}).setdefault(leak["kind"], {})
         table[leak["part"]] = {number: leak[number] for number in _LEAK}
-    if "coarse" in block:
+    if block.get("coarse"):
         told["coarse"] = {
             entry["label"]: {"n": entry["n"], "unseen": dict.fromkeys(entry["unseen"], 1)} for entry in block["coarse"]
         }

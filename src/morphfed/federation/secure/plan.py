@@ -119,7 +119,7 @@ def of_round(round_number: int, download: Tensors) -> str:
     for name, tensor in sorted(download.items()):
         plain = tensor.detach().cpu().contiguous()
         found.update(f"{name} {Spec.of(tensor)}\n".encode())
-        found.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return f"round {round_number} from {found.hexdigest()}"
 
 

@@ -132,7 +132,7 @@ class SecureSums:
         what = of_row(row, round_number)
         session = _Session(self.plan, what, words, transport, round_number, 0, refused, enough)
         session.run({site: {"row": dict(row)} for site in downloads}, downloads)
-        return fixed.read_numbers(np.asarray(words[NUMBERS], dtype=np.uint64))
+        return fixed.read_numbers(words[NUMBERS])
 
     def _base(self, downloads: Mapping[str, Tensors]) -> Tensors:
         """What the changes are added to; it must be the same for every site."""

@@ -73,6 +73,6 @@ def write_numbers(values: NDArray[np.float64]) -> NDArray[np.uint64]:
     return np.rint(values / NUMBER_STEP).astype(np.int64).view(np.uint64)
 
 
-def read_numbers(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+def read_numbers(words: Words) -> NDArray[np.float64]:
     """Inverse of :func:`write_numbers`, of a sum too."""
     return read(words, NUMBER_STEP)

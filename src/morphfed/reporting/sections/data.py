@@ -242,7 +242,7 @@ def _findings(r: Results) -> list[Block]:
     check: Mapping[str, Any] = r.data.get("check") or {}
     findings: Sequence[Mapping[str, Any]] = check.get("findings") or ()
     if r.over_network:
-        return [Text("Each site checks its own images with `morphfed data check`; what it finds stays there.")]
+        return [Text("Each site checks its own images (morphfed data check); what it finds stays there.")]
     if not check or check.get("status") == "not run":
         return [Text("The data were not checked in this run.")]
     if not findings:

@@ -19,8 +19,6 @@ def network(page: Page) -> Section | None:
     if gaps := block.get("missing") or ():
         head = [Cell(name, words=True) for name in ("Site", "Model, seed", "Why")]
         rows = [[Cell(str(gap[key]), words=True) for key in ("site", "unit", "why")] for gap in gaps]
-        table = Table(
-            "not-told", "Scores that sites have not told. `morphfed coordinator start` asks again.", head, rows
-        )
+        table = Table("not-told", "Scores that sites have not told; morphfed coordinator start asks again.", head, rows)
         blocks.append(Details(f"{len(rows)} missing", [table], open=len(rows) <= 10))
     return Section("network", "What stayed at the sites", blocks)
