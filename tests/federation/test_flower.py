@@ -187,6 +187,18 @@ def test_the_tensors_of_a_download_are_the_same_objects_for_every_site(grid: Mem
     assert sum(size for name, size in sent[0].items() if name not in shared) < 2000
 
 
+def test_a_connection_that_is_torn_in_its_handshake_is_made_again() -> None:
+    """Python calls it an SSL error; so it is when nginx is killed, or a link cut."""
+    torn = [httpx.ConnectError("EOF occurred in violation of protocol (_ssl.c:1007)")]
+
+    def call() -> str:
+        if torn:
+            raise torn.pop()
+        return "there"
+
+    assert Retry(5.0).invoke(call) == "there"
+
+
 def test_clocks_that_differ_are_named_by_how_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flower says 401, whether the key or the clock is wrong; the proxy's answer is dated."""
     refusal = _status(401)

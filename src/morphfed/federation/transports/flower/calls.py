@@ -59,7 +59,11 @@ def _may_heal(cause: httpx.HTTPError) -> bool:
 
 
 def _certificate(cause: Exception) -> bool:
-    return any(word in str(cause).lower() for word in ("certificate", "ssl", "tls"))
+    """Whether the two ends do not agree on TLS; a connection that is torn in a handshake is another matter."""
+    said = str(cause).lower()
+    if any(word in said for word in ("eof", "closed", "reset")):
+        return False
+    return any(word in said for word in ("certificate", "ssl", "tls"))
 
 
 @contextmanager
