@@ -157,28 +157,28 @@ def test_the_error_that_is_told_is_the_documented_formula() -> None:
 @pytest.mark.parametrize(
     ("gone", "missing"),
     [
-        ({"keys": ["kampala"]}, {"kampala"}),
-        ({"shares": ["lagos"]}, {"lagos"}),
-        ({"masked": ["quito"]}, {"quito"}),
-        ({"opened": ["sucre"]}, set()),
-        ({"keys": ["turin"], "masked": ["lagos"]}, {"turin", "lagos"}),
-        ({"masked": ["kampala", "turin"]}, {"kampala", "turin"}),
-        ({"shares": ["sucre"], "opened": ["quito"]}, {"sucre"}),
+        ({"keys": ["kampala"]}, ["kampala"]),
+        ({"shares": ["lagos"]}, ["lagos"]),
+        ({"masked": ["quito"]}, ["quito"]),
+        ({"opened": ["sucre"]}, []),
+        ({"keys": ["turin"], "masked": ["lagos"]}, ["turin", "lagos"]),
+        ({"masked": ["kampala", "turin"]}, ["kampala", "turin"]),
+        ({"shares": ["sucre"], "opened": ["quito"]}, ["sucre"]),
     ],
     ids=str,
 )
 def test_a_site_that_goes_at_any_step_is_left_out_and_named(
-    gone: dict[str, list[str]], missing: set[str], tmp_path: Path
+    gone: dict[str, list[str]], missing: list[str], tmp_path: Path
 ) -> None:
-    expected = plain_without(missing, rounds=1).loop.run()
+    expected = plain_without(set(missing), rounds=1).loop.run()
     here = Federation(tmp_path, sizes=SITES, rounds=1, secure={})
     Dropping(here, gone, {1})
     totals = totals_of(here)
     found = here.loop.run()
     assert near(found.last, expected.last, max(totals[0].error.values()) + 4e-7)
-    assert set(totals[0].sites) == set(SITES) - missing
+    assert set(totals[0].sites) == set(SITES) - set(missing)
     assert totals[0].weight == sum(n for s, n in SITES.items() if s not in missing)
-    assert {r["site"] for r in found.progress.rejected} == missing
+    assert {r["site"] for r in found.progress.rejected} == set(missing)
 
 
 @pytest.mark.parametrize("step", ["keys", "shares", "masked"])
