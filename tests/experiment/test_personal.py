@@ -43,13 +43,18 @@ def test_a_method_without_a_model_for_newcomers_is_judged_at_home_only(tiny: Pat
 def test_sites_with_a_download_of_their_own_are_judged_with_it(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "layer1.0.conv1.weight"
     used: dict[str, torch.Tensor] = {}
-    predict = Trainer.predict
 
-    def spied(self: Trainer, model: torch.nn.Module, data: ImageSet, **keys: Any) -> Any:
-        used.update(dict.fromkeys(data.ids.tolist(), model.state_dict()[name].clone()))
-        return predict(self, model, data, **keys)
+    def spying(method: str) -> None:
+        predict = getattr(Trainer, method)
 
-    monkeypatch.setattr(Trainer, "predict", spied)
+        def spied(self: Trainer, model: torch.nn.Module, data: ImageSet, **keys: Any) -> Any:
+            used.update(dict.fromkeys(data.ids.tolist(), model.state_dict()[name].clone()))
+            return predict(self, model, data, **keys)
+
+        monkeypatch.setattr(Trainer, method, spied)
+
+    spying("predict")  # validation images
+    spying("predict_logs")  # test images
     overrides = ["arms={prr={init_share=0}, pfa={}}", "federation.rounds=2", "evaluation.use=last", "seeds=[0]"]
     overrides += ["evaluation.calibrate=temperature"]  # the last to look at validation images
     done = run_study(tiny, Options(tiny.parent / "runs", overrides=overrides))

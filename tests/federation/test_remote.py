@@ -17,7 +17,8 @@ from morphfed.federation.loop import FederationConfig, RoundLoop
 from morphfed.federation.secure.rows import SummedRows
 from morphfed.federation.transports.desk import Desk, RoundStates
 from morphfed.federation.transports.parcel import Parcel, pack, unpack
-from morphfed.federation.transports.remote import Clock, Patience, Remote
+from morphfed.federation.transports.patience import Clock, Patience
+from morphfed.federation.transports.remote import Remote
 from morphfed.federation.transports.standing import Look
 
 SITES = ("kampala", "lagos", "quito")

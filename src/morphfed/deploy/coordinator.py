@@ -38,7 +38,8 @@ from morphfed.experiment.tasks import study_task
 from morphfed.experiment.train_unit import is_done, save_models, settle, write_unit
 from morphfed.federation.checkpoint import CheckpointStore
 from morphfed.federation.loop import RoundLoop, downloads_of
-from morphfed.federation.transports.remote import Patience, Remote
+from morphfed.federation.transports.patience import Patience
+from morphfed.federation.transports.remote import Remote
 
 if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed

@@ -27,7 +27,9 @@ from morphfed.experiment.released import (
 )
 from morphfed.experiment.train_unit import DONE, is_done, read_unit
 from morphfed.federation.loop import downloads_of
-from morphfed.federation.transports.remote import NotUsableError, Patience, Remote
+from morphfed.federation.transports.patience import Patience
+from morphfed.federation.transports.reading import NotUsableError
+from morphfed.federation.transports.remote import Remote
 from morphfed.models import weights
 
 if TYPE_CHECKING:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -25,6 +23,17 @@ from morphfed.core.types import Failure, Tensors, Upload
 from morphfed.federation.transports.base import Metrics, Note
 from morphfed.federation.transports.link import Link, Presence
 from morphfed.federation.transports.parcel import Parcel, ParcelError, digest, pack, unpack
+from morphfed.federation.transports.patience import Clock, Patience
+from morphfed.federation.transports.reading import (
+    NotUsableError,
+    are_numbers,
+    clock_time,
+    kind_of,
+    read_claims,
+    read_row,
+    read_upload,
+    span,
+)
 from morphfed.federation.transports.standing import Fault, Look, Observer, Standing
 
 if TYPE_CHECKING:
@@ -39,33 +48,6 @@ _QUICK = 0.08  # seconds before the first look
 
 ANSWER, REFUSAL, NEED = "answer", "refusal", "need"
 """Kinds of answers: what was asked for; why not, in words; the site has not the download that was named."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a round waits.
-
-    Attributes:
-        deadline: seconds for a connected site.
-        absent: seconds for a site that is not connected, once the others are enough for the quorum.
-        poll: seconds between two looks at most; the first ones follow sooner.
-        tell: seconds between two progress lines.
-        again: seconds after which a site that is not ready is asked again.
-    """
-
-    deadline: float = 3600.0
-    absent: float = 120.0
-    poll: float = 1.0
-    tell: float = 15.0
-    again: float = 5.0
-
-
-@dataclass(frozen=True)
-class Clock:
-    """Time, to be replaced in tests."""
-
-    now: Callable[[], float] = time.time
-    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass
@@ -184,9 +166,7 @@ class Remote:
             if self._clock.now() - told >= self._patience.tell:
                 told = self._clock.now()
                 ready = len(self._names) - len(said)
-                text = (
-                    f"start: {ready} of {len(self._names)} sites ready, waiting for {', '.join(said)} until {_at(end)}"
-                )
+                text = f"start: {ready} of {len(self._names)} sites ready, waiting for {', '.join(said)} until {clock_time(end)}"
                 self._report(Event(self._task, text=text, level="info"))
             self._collect(list(asked.values()))
             for site in list(said):
@@ -196,7 +176,7 @@ class Remote:
                         del said[site]
                         continue
                     if why != said[site]:
-                        self._warn(f"{why} It is asked again until {_at(end)}.")
+                        self._warn(f"{why} It is asked again until {clock_time(end)}.")
                     said[site], again[site] = why, self._clock.now() + self._patience.again
                     asked[site] = replace(asked[site], answer=None, ticket="")
                 elif not asked[site].ticket and self._clock.now() >= again.get(site, 0.0):
@@ -239,7 +219,7 @@ class Remote:
                 continue
             try:
                 answer = self._read(one)
-                yield _upload(answer)
+                yield read_upload(answer)
             except NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
@@ -265,7 +245,7 @@ class Remote:
                 continue
             try:
                 answer = self._read(one)
-                yield Note(one.site, _claims(answer), answer.tensors)
+                yield Note(one.site, read_claims(answer), answer.tensors)
             except NotUsableError as cause:
                 yield Failure(one.site, round_number, f"Site '{one.site}': {cause}.")
 
@@ -274,7 +254,7 @@ class Remote:
 
         def judged(site: str, answer: Parcel) -> dict[str, Metrics]:
             found: Any = answer.head.get("validation")
-            if not _numbers(found) or set(found) - {site}:
+            if not are_numbers(found) or set(found) - {site}:
                 raise NotUsableError("its validation is not made of numbers of its own")
             return {where: {str(k): float(v) for k, v in m.items()} for where, m in found.items()}
 
@@ -286,7 +266,7 @@ class Remote:
 
     def class_counts(self) -> dict[str, NDArray[np.int64]]:
         """Training images of each class, of the sites that answer."""
-        found = self._all("counts", {}, dict.fromkeys(self._names), "class counts", _row("counts"))
+        found = self._all("counts", {}, dict.fromkeys(self._names), "class counts", read_row("counts"))
         return {site: row.astype(np.int64) for site, row in found.items()}
 
     def use_class_counts(self, counts: NDArray[np.int64]) -> None:
@@ -312,7 +292,7 @@ class Remote:
             "views": views,
             "state": self._state_of,
         }
-        return self._all("sums", head, downloads, statistic, _row("sums"))
+        return self._all("sums", head, downloads, statistic, read_row("sums"))
 
     def site_states(self) -> dict[str, Tensors]:
         """None: private state never leaves a site; each keeps its own, round by round."""
@@ -466,7 +446,7 @@ class Remote:
     def _keep(self, one: _Asked, content: bytes) -> None:
         """Spool an answer, or ask again with the download that the site has not."""
         self._held[one.site].received += len(content)
-        if _kind(content) == NEED and one.sent:
+        if kind_of(content) == NEED and one.sent:
             self._held[one.site].download = ""
             self._post(one, whole=True)
             return
@@ -490,7 +470,7 @@ class Remote:
             if not one.ticket:
                 self._post(one, whole=self._held[one.site].download != one.sent)
             elif here.since is not None and here.since > one.posted and not self._link.coming(one.ticket):
-                self._warn(f"site '{one.site}' was started again at {_at(here.since)}; it is asked again.")
+                self._warn(f"site '{one.site}' was started again at {clock_time(here.since)}; it is asked again.")
                 self._late[one.ticket] = f"an earlier answer of site '{one.site}'"
                 self._post(one, whole=self._held[one.site].download != one.sent)
 
@@ -503,7 +483,7 @@ class Remote:
                 continue
             held = self._held[one.site]
             if now - started >= deadline:
-                one.failed = f"Site '{one.site}': no answer in {_span(now - started)}{self._last_seen(one.site)}."
+                one.failed = f"Site '{one.site}': no answer in {span(now - started)}{self._last_seen(one.site)}."
             elif enough or held.absent:
                 presence = self._link.presence() if presence is None else presence
                 here = presence.get(one.site, Presence(False))
@@ -526,7 +506,7 @@ class Remote:
                 here = presence.get(one.site, Presence(False))
                 end = self._until(one, asked, started, presence)
                 state = "connected" if here.connected else self._last_seen(one.site, presence).removeprefix(", ")
-                parts.append(f"{one.site}, {state}, goes on without it at {_at(end)}")
+                parts.append(f"{one.site}, {state}, goes on without it at {clock_time(end)}")
         text = f"{what}: {back} of {len(asked)} sites back, waiting for {'; '.join(parts)}"
         self._report(Event(self._task, text=text, level="info"))
 
@@ -568,7 +548,7 @@ class Remote:
 
     def _last_seen(self, site: str, presence: Mapping[str, Presence] | None = None) -> str:
         found = (self._link.presence() if presence is None else presence).get(site)
-        return f", last seen {_at(found.seen)}" if found and found.seen else ", never seen"
+        return f", last seen {clock_time(found.seen)}" if found and found.seen else ", never seen"
 
     def _read(self, one: _Asked) -> Parcel:
         """A spooled answer, checked to be one to this question.
@@ -608,70 +588,3 @@ class Remote:
 
     def _warn(self, text: str) -> None:
         self._report(Event(self._task, text=text, level="warning"))
-
-
-class NotUsableError(Exception):
-    """An answer that cannot be used; says why, to follow the site's name."""
-
-    def __init__(self, why: str, *, fault: Fault = "unusable") -> None:
-        super().__init__(why)
-        self.fault = fault
-
-
-def _upload(answer: Parcel) -> Upload:
-    """An upload as it was sent; whether its tensors are the declared ones is checked by the loop."""
-    weight, metrics = answer.head.get("weight"), answer.head.get("metrics")
-    if not isinstance(weight, int | float) or not _numbers({"": metrics}):
-        raise NotUsableError("its weight or its metrics are not numbers")
-    assert isinstance(metrics, dict)
-    numbers = {str(k): float(v) for k, v in metrics.items()}
-    return Upload(str(answer.head["site"]), int(answer.head["round"]), answer.tensors, float(weight), numbers)
-
-
-def _claims(answer: Parcel) -> dict[str, int]:
-    """Whole numbers in the clear of a secure sum."""
-    numbers = answer.head.get("numbers")
-    if not isinstance(numbers, dict) or not all(isinstance(v, int) for v in numbers.values()):
-        raise NotUsableError("its 'numbers' are no whole numbers")
-    return {str(k): int(v) for k, v in numbers.items()}
-
-
-def _row(key: str) -> Callable[[str, Parcel], NDArray[np.float64]]:
-    """Reads a row of numbers."""
-
-    def read(site: str, answer: Parcel) -> NDArray[np.float64]:
-        values = answer.head.get(key)
-        if not isinstance(values, list) or not all(_number(v) for v in values):
-            raise NotUsableError(f"its '{key}' is no row of numbers")
-        return np.array(values, dtype=np.float64)
-
-    return read
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _numbers(found: Any) -> bool:
-    """Whether it is a table of tables of numbers."""
-    return isinstance(found, dict) and all(
-        isinstance(m, dict) and all(isinstance(v, int | float) for v in m.values()) for m in found.values()
-    )
-
-
-def _kind(content: bytes) -> str:
-    """Of a parcel without tensors; empty where it is longer than one can be."""
-    if len(content) > 1 << 16:
-        return ""
-    try:
-        return unpack(content, limit=0).kind
-    except ParcelError:
-        return ""
-
-
-def _at(when: float) -> str:
-    return f"{datetime.fromtimestamp(when):%H:%M}"
-
-
-def _span(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
