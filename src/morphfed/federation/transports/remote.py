@@ -166,7 +166,8 @@ class Remote:
             if self._clock.now() - told >= self._patience.tell:
                 told = self._clock.now()
                 ready = len(self._names) - len(said)
-                text = f"start: {ready} of {len(self._names)} sites ready, waiting for {', '.join(said)} until {clock_time(end)}"
+                waiting = f"waiting for {', '.join(said)} until {clock_time(end)}"
+                text = f"start: {ready} of {len(self._names)} sites ready, {waiting}"
                 self._report(Event(self._task, text=text, level="info"))
             self._collect(list(asked.values()))
             for site in list(said):
