@@ -448,7 +448,7 @@ def test_needs_are_those_of_the_review(made: provision.Made) -> None:
     state = sum(t.numel() * t.element_size() for t in network.backbone.module.state_dict().values())
     assert needs.upload == network.coding.nbytes
     assert needs.site == 2 * (state + 4 * 3 * state)  # two units: the model, and of four rounds weights and two moments
-    assert needs.coordinator == 2 * (2 * state + 4 * needs.download) + 2 * 2 * (needs.upload + needs.download)
+    assert needs.coordinator == 2 * 2 * state + 4 * needs.download + 2 * 2 * (needs.upload + needs.download)
     assert needs.round_seconds(8e6) == pytest.approx((needs.upload + needs.download) / 1e6)
 
 

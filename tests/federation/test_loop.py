@@ -233,6 +233,16 @@ def test_only_two_checkpoints_are_kept_and_the_best_survives(federation: Make, t
     assert same(outcome.best, federation(tmp_path, rounds=6).loop.run().best)
 
 
+def test_cleared_checkpoints_leave_nothing_of_theirs_and_all_else(federation: Make, tmp_path: Path) -> None:
+    federation(tmp_path).loop.run()
+    (tmp_path / "best.safetensors").write_bytes(b"a model")
+    CheckpointStore(tmp_path, "any").clear()
+    left = [p.name for p in tmp_path.rglob("*") if p.is_file()]
+    assert "best.safetensors" in left
+    assert not [n for n in left if n.startswith(("round-", "coordinator-", "private"))]
+    assert not (tmp_path / "checkpoint").exists()
+
+
 def test_another_study_is_refused(federation: Make, tmp_path: Path) -> None:
     federation(tmp_path).loop.run()
     with pytest.raises(StorageError, match="another study"):

@@ -244,11 +244,12 @@ def train_over(
     judging = Judging(link, agreed, settings, run, report, remote, recorder) if agreed.releases else None
     if judging is not None:
         judging.ask_facts(dict.fromkeys(agreed.sites, unit))  # a held-out site does not hold the rounds up
+    store = CheckpointStore(folder, sha256_text(f"{agreed.hash} {unit.key}"))
     loop = RoundLoop(
         arm.federation,
         coordinator=network.coordinator(),
         transport=transport,
-        store=CheckpointStore(folder, sha256_text(f"{agreed.hash} {unit.key}")),
+        store=store,
         coding=network.coding,
         share_counts=shares_counts(arm),
         noise=network.noise,
@@ -279,4 +280,5 @@ def train_over(
     if network.sums:
         told["secure"] = {**network.sums.describe(), "keys": "signed"}
     write_unit(unit, study, arm, outcome, network.backbone.module, network.layout, folder, (told, settled[1]), [])
+    store.clear()
     return remote

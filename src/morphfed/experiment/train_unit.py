@@ -128,6 +128,7 @@ def train_unit(
     }
     notes = [stored.note] if stored else []
     write_unit(unit, study, arm, outcome, backbone.module, layout, folder, (told, settled[1]), notes)
+    store.clear()
 
 
 def _sites(

@@ -2,7 +2,8 @@
 
 A round's state is several safetensors files (coordinator, best model, each site's private state in that site's own
 folder) and one JSON file that names them with their hashes. The JSON is written last: it is the commit. The last two
-commits are kept; a damaged one is moved aside and the one before is used, from which the same rounds follow.
+commits are kept; a damaged one is moved aside and the one before is used, from which the same rounds follow. Once the
+unit is written they are removed: what they hold that lasts is in its models and ``unit.json``.
 """
 
 from __future__ import annotations
@@ -131,6 +132,24 @@ class CheckpointStore:
             self._hashes[path] = file["sha256"]
         return Checkpoint(int(entry["round"]), groups, dict(entry["meta"]))
 
+    def clear(self) -> None:
+        """Remove every checkpoint: the unit is done and written. The models beside them stay."""
+        folder = self.folder / "checkpoint"
+        for commit in sorted(folder.glob("round-*.json")):  # first: a commit must not name a file that is gone
+            commit.unlink(missing_ok=True)
+        for path in self._held():
+            path.unlink(missing_ok=True)
+        self._hashes.clear()
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def _held(self) -> list[Path]:
+        """Tensors of all checkpoints."""
+        return [
+            *(self.folder / "checkpoint").glob("*.safetensors"),
+            *self.folder.glob("sites/*/private-*.safetensors"),
+        ]
+
     def _prune(self) -> None:
         commits = sorted((self.folder / "checkpoint").glob("round-*.json"), reverse=True)
         needed: set[Path] = set()
@@ -141,11 +160,7 @@ class CheckpointStore:
                 return  # an unreadable commit: keep every file, load() decides
         for commit in commits[KEEP:]:
             commit.unlink(missing_ok=True)
-        held = [
-            *(self.folder / "checkpoint").glob("*.safetensors"),
-            *self.folder.glob("sites/*/private-*.safetensors"),
-        ]
-        for path in held:
+        for path in self._held():
             if path not in needed:
                 path.unlink(missing_ok=True)
                 self._hashes.pop(path, None)

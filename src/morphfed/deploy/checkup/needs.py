@@ -37,13 +37,13 @@ def needs_of(agreed: Agreed) -> Needs:
     """Build each arm's network once and add up.
 
     A site keeps a model a unit, and private state of the last rounds and the best one: at most weights and two moments
-    of the optimiser, often nothing. The coordinator keeps two models and two checkpoints a unit, and the messages of a
-    round.
+    of the optimiser, often nothing. The coordinator keeps two models a unit, two checkpoints of the one that trains,
+    and the messages of a round.
 
     Raises:
         ModelError: a network cannot be built here.
     """
-    upload = download = site = coordinator = largest = 0
+    upload = download = site = coordinator = largest = checkpoints = 0
     for name, arm in agreed.arms.items():
         own = tuple(agreed.sites[:1])  # of local models each site keeps its own
         units = [unit for unit in agreed.all_units if unit.arm == name and (unit.moves or unit.trained_on == own)]
@@ -57,7 +57,8 @@ def needs_of(agreed: Agreed) -> Needs:
         down = nbytes(network.coding.send({"": network.coordinator().download("")})[""])
         upload, download = max(upload, up), max(download, down)
         site += len(units) * model * (1 + _PRIVATE * (KEEP + 1))
-        coordinator += len(units) * (2 * model + 4 * down)
+        coordinator += len(units) * 2 * model
+        checkpoints = max(checkpoints, 4 * down)
         largest = max(largest, up + down)
     messages = 2 * len(agreed.everyone) * largest  # in the server's database and in the spool
-    return Needs(upload, download, site, coordinator + messages)
+    return Needs(upload, download, site, coordinator + checkpoints + messages)
