@@ -107,7 +107,7 @@ def serve(site: str, bundle: Path, folder: Path) -> None:
                 while not stub.over:
                     question = line.ask(LIMIT)
                     if question is None:
-                        time.sleep(pause := min(1.25 * pause, POLL))
+                        time.sleep(pause := min(1.1 * pause, POLL))
                     else:
                         line.answer(question, stub.answer(question.content))
                         pause = SOON

@@ -87,6 +87,7 @@ def test_flower_is_told_to_be_quiet_in_every_service(made: provision.Made) -> No
             "FLWR_TELEMETRY_ENABLED=0",
             "FLWR_DISABLE_UPDATE_CHECK=1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1",
+            "GLIBC_TUNABLES=glibc.malloc.hugetlb=1",
         ):
             assert f"Environment={line}" in text
     assert "$" not in service + (made.folder / "README.md").read_text()

@@ -51,6 +51,8 @@ def test_another_head_leaves_the_tensors_as_they_are() -> None:
     assert found.head == HEAD | {"round": 4, "nonce": "n" * 33}
     assert list(found.tensors) == list(TENSORS)
     assert again[frame(again) :] == written[frame(written) :]
+    asked = unpack(with_head(written, {}, kind="train"), limit=1000)
+    assert (asked.kind, asked.head) == ("train", HEAD)
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", (1 << 63).to_bytes(8, "little"), bytes([200, *[0] * 20])])

@@ -223,19 +223,6 @@ class CoordinatorHalf(ABC):
     def fold(self, upload: Upload) -> None:
         """Take in one validated upload; its tensors belong to the sender and change after this call."""
 
-    def fold_mean(self, mean: Tensors, weight: float, sites: Collection[str]) -> None:
-        """Take in the weighted mean of several sites' uploads, in place of the uploads (secure aggregation).
-
-        Only rules whose ``Algorithm.sums`` gives a weighting are called. The result must be that of folding the
-        uploads one by one, up to rounding.
-
-        Args:
-            mean: of the uploads' tensors, lent for this call.
-            weight: of the sites together.
-            sites: whose uploads are in it.
-        """
-        raise NotImplementedError(f"{type(self).__name__} says that it needs means only, and takes none")
-
     @abstractmethod
     def end_round(self) -> None:
         """All uploads of the round are in."""
@@ -251,6 +238,22 @@ class CoordinatorHalf(ABC):
     @abstractmethod
     def load_state(self, tensors: Tensors) -> None:
         """Inverse of :meth:`state`."""
+
+
+class SummingHalf(CoordinatorHalf):
+    """A coordinator half that needs means only: that of every rule whose ``Algorithm.sums`` gives a weighting."""
+
+    @abstractmethod
+    def fold_mean(self, mean: Tensors, weight: float, sites: Collection[str]) -> None:
+        """Take in the weighted mean of several sites' uploads, in place of the uploads (secure aggregation).
+
+        The result must be that of folding the uploads one by one, up to rounding.
+
+        Args:
+            mean: of the uploads' tensors, lent for this call.
+            weight: of the sites together.
+            sites: whose uploads are in it.
+        """
 
 
 @dataclass(frozen=True)

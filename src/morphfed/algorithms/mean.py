@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from morphfed.algorithms.base import CoordinatorHalf
+from morphfed.algorithms.base import SummingHalf
 from morphfed.algorithms.base import Weighting as Weighting
 from morphfed.core.types import Tensors, Upload
 
@@ -80,7 +80,7 @@ def _room(old: Tensor | None, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=wide)
 
 
-class Averaging(CoordinatorHalf):
+class Averaging(SummingHalf):
     """The global model is the weighted mean of the uploads (McMahan et al. 2017, algorithm 1).
 
     Args:

@@ -31,11 +31,11 @@ from morphfed.algorithms.base import (
     Algorithm,
     AlgorithmConfig,
     Answer,
-    CoordinatorHalf,
     Facts,
     SiteHalf,
     SiteWork,
     Specs,
+    SummingHalf,
     Sums,
 )
 from morphfed.algorithms.mean import RunningMean
@@ -89,7 +89,7 @@ class ControlledSite(SiteHalf):
         return torch.zeros_like(parameter) if saved is None else saved.to(parameter.device)
 
 
-class ControlledMean(CoordinatorHalf):
+class ControlledMean(SummingHalf):
     """The model and its control variate, both moved by unweighted means of what the sites found.
 
     Args:

@@ -11,6 +11,7 @@ from morphfed.core.errors import ConfigError
 from morphfed.core.files import sha256_text
 from morphfed.experiment.released import releases
 from morphfed.experiment.study import Arm, SiteConfig, Study, load_study
+from morphfed.experiment.tasks import OVER_NETWORK
 from morphfed.experiment.units import Unit, units_of
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Counted up when the same settings come to mean something else."""
-
-TASKS = ("classification", "segmentation")
-"""Tasks that are trained over a network."""
 
 _LOCAL = {"sites", "title", "compute", "arms"}
 _LOCAL_DATA = {"root", "check"}
@@ -120,9 +118,10 @@ def load_agreed(path: Path, overrides: Sequence[str] = ()) -> Agreed:
         )
     if len(study.training_sites) < 2:
         raise ConfigError(f"{path}: one site trains; a federation needs two.", fix="add a site, or hold fewer out.")
-    if study.task not in TASKS:
+    if study.task not in OVER_NETWORK:
         raise ConfigError(
-            f"{path}: task = '{study.task}' has not been tried over a network.", fix=f"use one of {', '.join(TASKS)}."
+            f"{path}: task = '{study.task}' has not been tried over a network.",
+            fix=f"use one of {', '.join(OVER_NETWORK)}.",
         )
     moving = {name: _fp32(arm) for name, arm in arms.items() if arm.algorithm.kind == "federated"}
     if not moving:

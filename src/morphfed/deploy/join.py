@@ -91,7 +91,7 @@ def _connected(credentials: Credentials, resident: Resident, stay: bool, report:
         while leaving is None or time.monotonic() < leaving:
             question = line.ask(resident.limit)
             if question is None:
-                time.sleep(pause := min(1.25 * pause, POLL))
+                time.sleep(pause := min(1.1 * pause, POLL))
             else:
                 line.answer(question, resident.answer(question.content))
                 if resident.failed is not None:

@@ -69,8 +69,10 @@ ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""Flower sends nothing to its makers, asks for no newer version and installs nothing."""
+"""Flower sends nothing to its makers, asks for no newer version and installs nothing. Models are copied in large pieces
+of new memory, which the system hands out in large pages then."""
 
 COORDINATOR_SERVICE = """\
 [Unit]

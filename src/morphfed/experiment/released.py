@@ -17,7 +17,7 @@ from morphfed.core.files import read_json, write_json
 from morphfed.core.types import Spec, Tensors
 from morphfed.evaluation.scores import UnitPredictions
 from morphfed.evaluation.vectored import Vectored
-from morphfed.experiment.tasks import study_task
+from morphfed.experiment.tasks import study_task, telling_task
 from morphfed.experiment.tasks.base import Judgement
 from morphfed.models import weights
 from morphfed.privacy.egress import Findings
@@ -44,7 +44,7 @@ def releases(study: Study) -> bool:
 
 def declared_scores(study: Study) -> Findings:
     """What a site may tell of one model on its test part: numbers of its block, and a vector a metric and version."""
-    task, evaluation = study_task(study), study.evaluation
+    task, evaluation = telling_task(study), study.evaluation
     asked = {"views": evaluation.views != 1, "calibrate": evaluation.calibrate != "none"}
     asked["adapt"] = evaluation.adapt != "none"
     versions = [_FOUND]
@@ -107,7 +107,7 @@ def tell_scores(
         prepared, study: with this site alone.
         run: folder in which the unit's predictions lie.
     """
-    task = study_task(study)
+    task = telling_task(study)
     # Pictures of mistakes would only be thrown away.
     plain = study.model_copy(update={"evaluation": study.evaluation.model_copy(update={"images": False})})
     entry = dict(told)
@@ -179,7 +179,7 @@ def judge_told(
         if told is None or not told.tree:
             continue
         unit_of: ClusterUnit = block["cluster_unit"]
-        shown = study_task(study).retell(told.tree, study, role=block["role"], cluster_unit=unit_of)
+        shown = telling_task(study).retell(told.tree, study, role=block["role"], cluster_unit=unit_of)
         entry["sites"][site] = shown
         for version, vectors in _by_version(told.rows).items():
             found.setdefault(version, {})[site] = Vectored(
@@ -206,10 +206,10 @@ def objection(findings: Findings, told: Told, study: Study) -> str:
     if not told.tree:
         return ""
     try:
-        study_task(study).retell(told.tree, study, role="train", cluster_unit="image")
+        telling_task(study).retell(told.tree, study, role="train", cluster_unit="image")
     except (KeyError, TypeError, ValueError) as cause:
         return f"its scores do not fit together: {cause}"
-    missing = {_row(_FOUND, metric) for metric in study_task(study).every_metric(study)} - set(told.rows)
+    missing = {_row(_FOUND, metric) for metric in telling_task(study).every_metric(study)} - set(told.rows)
     return f"its scores lack {min(missing)}" if missing else ""
 
 

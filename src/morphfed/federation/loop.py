@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from morphfed.algorithms.base import CoordinatorHalf, Outlook
+from morphfed.algorithms.base import CoordinatorHalf, Outlook, SummingHalf
 from morphfed.core.config import Config
 from morphfed.core.errors import FederationError, UploadRejectedError
 from morphfed.core.progress import Event, Reporter, silent
@@ -164,6 +164,8 @@ class RoundLoop:
         self._store, self._moves, self._report, self._task = store, moves, report, task
         self._observe = observe
         self._coding, self._share_counts, self._noise, self._secure = coding, share_counts, noise, secure
+        if secure is not None and not isinstance(coordinator, SummingHalf):
+            raise TypeError(f"{type(coordinator).__name__} needs single uploads: it takes no sums")
         self._progress = Progress()
         self._best: Tensors = {}
         self._best_memory: Tensors = {}
@@ -286,6 +288,7 @@ class RoundLoop:
         total = self._secure.of_round(
             self._transport, number, self._config.rounds, downloads, sent, refused=refuse, enough=enough
         )
+        assert isinstance(self._coordinator, SummingHalf)
         self._coordinator.fold_mean(total.mean, total.weight, total.sites)
         self._progress.steps += round(total.numbers["steps"])
         self._progress.images_seen += round(total.numbers["images"])

@@ -299,29 +299,32 @@ class StudyTask(ABC):
     ) -> Judgement:
         """Read what :meth:`predict` wrote, put ``sites`` into the unit's entry, and return what was judged."""
 
-    # ── over a network: scores leave their site, predictions do not ─────────────────────────────────────────────
+    @abstractmethod
+    def scores(
+        self, units: Sequence[UnitPredictions], *, metrics: Sequence[str] | None = None, resamples: int, seed: int = 0
+    ) -> Scores:
+        """Vectors of all units; see :class:`morphfed.evaluation.scores.Scores`."""
+
+
+class TellingTask(StudyTask):
+    """A task whose scores may leave a site, so that a report can be written over a network; predictions may not."""
+
+    @abstractmethod
     def every_metric(self, study: Study) -> tuple[str, ...]:
         """Metrics whose vectors a site tells: all that a summary may want."""
-        raise NotImplementedError
 
+    @abstractmethod
     def places(self, study: Study) -> Mapping[tuple[str, ...], int]:
         """Where numbers stand in what a site tells of a model's block, and how many there may be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tell(self, block: Mapping[str, Any]) -> dict[str, Any]:
         """The numbers of a site's block, without words and single images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def retell(self, told: Mapping[str, Any], study: Study, *, role: Role, cluster_unit: ClusterUnit) -> dict[str, Any]:
         """The block again, its words put back.
 
         Raises:
             KeyError, TypeError, ValueError: a number is missing, or does not fit the others.
         """
-        raise NotImplementedError
-
-    @abstractmethod
-    def scores(
-        self, units: Sequence[UnitPredictions], *, metrics: Sequence[str] | None = None, resamples: int, seed: int = 0
-    ) -> Scores:
-        """Vectors of all units; see :class:`morphfed.evaluation.scores.Scores`."""

@@ -26,7 +26,7 @@ from morphfed.experiment.tasks.base import (
     Judgement,
     MakeSet,
     Selected,
-    StudyTask,
+    TellingTask,
     Trained,
     refuse_bags,
     refuse_survival,
@@ -59,7 +59,7 @@ NO_CLASS = -1
 SAMPLES_PER_CLASS = 2
 
 
-class ClassificationStudy(StudyTask):
+class ClassificationStudy(TellingTask):
     """See :class:`StudyTask`."""
 
     task: ClassVar[Task] = CLASSIFICATION

@@ -30,7 +30,7 @@ from morphfed.experiment.tasks.base import (
     Judgement,
     MakeSet,
     Selected,
-    StudyTask,
+    TellingTask,
     Trained,
     refuse_bags,
     refuse_survival,
@@ -60,7 +60,7 @@ MASKS = "masks.npz"
 SAMPLES = 4
 
 
-class SegmentationStudy(StudyTask):
+class SegmentationStudy(TellingTask):
     """See :class:`StudyTask`."""
 
     task: ClassVar[Task] = SEGMENTATION

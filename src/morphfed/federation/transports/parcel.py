@@ -112,16 +112,17 @@ def frame(content: bytes) -> int:
     return length if length <= min(len(content), 8 + HEAD_BYTES) else 0
 
 
-def with_head(content: bytes, changes: Mapping[str, Any]) -> bytes:
-    """What :func:`pack` wrote, with other entries in its head; its tensors are not read."""
+def with_head(content: bytes, changes: Mapping[str, Any], *, kind: str = "") -> bytes:
+    """What :func:`pack` wrote, with other entries in its head, or of another kind; its tensors are not read."""
     cut = frame(content)
     found = json.loads(content[8:cut])
     said = json.loads(found["__metadata__"][_KEY])
     said["head"] |= changes
+    said["kind"] = kind or said["kind"]
     found["__metadata__"] = {_KEY: json.dumps(said, sort_keys=True, ensure_ascii=False)}
     text = json.dumps(found, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + content[cut:]
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(content)[cut:]))
 
 
 def digest(content: bytes) -> str:

@@ -22,7 +22,7 @@ from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Failure, Tensors, Upload
 from morphfed.federation.transports.base import Metrics, Note
 from morphfed.federation.transports.link import Link, Presence
-from morphfed.federation.transports.parcel import Parcel, ParcelError, digest, pack, unpack
+from morphfed.federation.transports.parcel import Parcel, ParcelError, digest, pack, unpack, with_head
 from morphfed.federation.transports.patience import Clock, Patience
 from morphfed.federation.transports.reading import (
     NotUsableError,
@@ -354,25 +354,27 @@ class Remote:
         common = {**self._about, **head, "best": self._best}
         if self._counts is not None:
             common["class_counts"] = self._counts
-        packed: dict[tuple[int, ...], tuple[str, Tensors]] = {}
+        written, same, sent = b"", None, ""  # of the site before: most get the same download
         asked = []
         for site, download in downloads.items():
-            sent: str = ""
-            tensors: Tensors = {}
-            if download is not None:
-                same = tuple(id(t) for t in download.values())
-                if same not in packed:
-                    packed[same] = digest(pack(Parcel("download", {}, download))), download
-                sent, tensors = packed[same]
-            parcel = Parcel(kind, {**common, **(own or {}).get(site, {}), "site": site, "download": sent}, tensors)
-            asked.append(self._post(_Asked(site, parcel, "", sent), whole=self._held[site].download != sent))
+            if download is not None and same != (same := tuple(id(t) for t in download.values())):
+                written = pack(Parcel("download", {}, download))
+                sent = digest(written)
+            named = sent if download is not None else ""
+            head = {**common, **(own or {}).get(site, {}), "site": site, "download": named}
+            one = _Asked(site, Parcel(kind, head, download or {}), "", named)
+            asked.append(self._post(one, whole=self._held[site].download != named, written=written))
         return asked
 
-    def _post(self, one: _Asked, *, whole: bool) -> _Asked:
-        tensors = one.parcel.tensors if whole else {}
+    def _post(self, one: _Asked, *, whole: bool, written: bytes = b"") -> _Asked:
+        """Leave a question; ``written``: its download as a parcel, if that is at hand."""
         # A site has to repeat a number that only its own question holds: nobody else can answer for it.
         one.parcel = replace(one.parcel, head={**one.parcel.head, "nonce": secrets.token_hex(16)})
-        content = pack(Parcel(one.parcel.kind, {**one.parcel.head, "whole": whole}, tensors))
+        head = {**one.parcel.head, "whole": whole}
+        if whole and written and one.parcel.tensors:
+            content = with_head(written, head, kind=one.parcel.kind)
+        else:
+            content = pack(Parcel(one.parcel.kind, head, one.parcel.tensors if whole else {}))
         one.ticket = self._link.post(one.site, content, lifetime=self._patience.deadline)
         one.posted = self._clock.now()
         if one.ticket:
@@ -419,7 +421,7 @@ class Remote:
             if self._clock.now() - told >= self._patience.tell:
                 told = self._clock.now()
                 self._tell(asked, started, what)
-            self._clock.sleep(pause := min(1.25 * pause, self._patience.poll))
+            self._clock.sleep(pause := min(1.1 * pause, self._patience.poll))
 
     def _collect(self, asked: list[_Asked]) -> None:
         mine = {one.ticket: one for one in asked if one.open and one.ticket}

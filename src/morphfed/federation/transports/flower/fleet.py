@@ -67,6 +67,7 @@ _CALL = 20.0  # seconds without a byte after which a call is given up
 _TRANSFER = 150.0  # the same while an object is sent: what the kernel has taken may still have to cross a slow link
 _FIRST_PIECE = 1 << 18
 _PIECE_SECONDS = 5.0  # that an object of the next upload may take, at the rate of the last one
+_SLOWER = 8.0  # times that a link may be slower up than down: the first upload has no other measure
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class FleetLine:
             for seconds in (_CALL, _TRANSFER)
         )
         self._number, self._takes_over = credentials.key.with_suffix(".node"), take_over
-        self._piece = _FIRST_PIECE
+        self._piece, self._sent = _FIRST_PIECE, False
         self._retry, self._brief = Retry(patience), Retry(_BRIEF)
         self._node: Node | None = None
         self._stop, self._lost = threading.Event(), threading.Event()
@@ -212,11 +213,15 @@ class FleetLine:
         """All objects of a message; None: more than can be expected, or some are gone."""
         from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
+        began = time.monotonic()
         try:
             # The coordinator may still be leaving them.
-            return dict(pull_objects(names, bounded(pull, limit), initial_backoff=0.1, backoff_cap=1.0))
+            found = dict(pull_objects(names, bounded(pull, limit), initial_backoff=0.1, backoff_cap=1.0))
         except (TooLargeError, ObjectPullError):
             return None
+        if not self._sent:
+            self._adapt(sum(map(len, found.values())), _SLOWER * (time.monotonic() - began))
+        return found
 
     def _retrying(self, call: Any) -> Any:
         return lambda request: self._retry.invoke(call, request)
@@ -257,12 +262,11 @@ class FleetLine:
             push = make_push_object_fn_protobuf(sure, node, run, given.session_id)
             parts, missing = get_all_nested_objects(message), set(given.objects_to_push)
             last = parts.pop(root).deflate()
-            self._adapt(push_objects, parts, push, missing - {root})
+            self._push_parts(parts, push, missing - {root})
             if root in missing:  # once it is there, the coordinator knows that the others are
                 push(root, last)
 
-    def _adapt(self, send: Any, parts: dict[str, Any], push: Any, missing: set[str]) -> None:
-        """Send objects; the next upload's are as large as the link deserves."""
+    def _push_parts(self, parts: dict[str, Any], push: Any, missing: set[str]) -> None:
         sent, began = 0, time.monotonic()
 
         def counted(name: str, content: bytes) -> None:
@@ -270,10 +274,16 @@ class FleetLine:
             push(name, content)
             sent += len(content)
 
-        send(parts, counted, object_ids_to_push=missing)
-        if sent >= _FIRST_PIECE:  # two are on their way at a time
-            rate = sent / max(time.monotonic() - began, 1e-3)
-            self._piece = int(min(LARGEST, max(SMALLEST, rate * _PIECE_SECONDS / 2)))
+        push_objects(parts, counted, object_ids_to_push=missing)
+        self._sent |= self._adapt(sent, time.monotonic() - began)
+
+    def _adapt(self, moved: int, seconds: float) -> bool:
+        """Make the next upload's objects as large as the link deserves; False: too little moved to tell."""
+        if moved < _FIRST_PIECE:
+            return False
+        rate = moved / max(seconds, 1e-3)  # two are on their way at a time
+        self._piece = int(min(LARGEST, max(SMALLEST, rate * _PIECE_SECONDS / 2)))
+        return True
 
 
 def _context(credentials: Credentials) -> ssl.SSLContext:

@@ -74,20 +74,14 @@ clientapp = "morphfed_none:app"
 
 _PATIENCE = 60.0  # seconds for which calls to the server on this machine are tried again, while its process runs
 _BEAT = 15.0
-_START = (
-    "import ctypes, signal, sys\n"
-    "if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"  # PR_SET_PDEATHSIG: not without us
-    # A database that is locked for longer than this answers with an error; five seconds are nothing on a busy disk.
-    "from flwr.supercore import constant\n"
-    "constant.SQLITE_PRAGMAS = tuple({**dict(constant.SQLITE_PRAGMAS), 'busy_timeout': '60000'}.items())\n"
-    "import uvicorn\n"
-    "run = uvicorn.run\n"
-    # A line for every look of every site is half a gigabyte a day.
-    "uvicorn.run = lambda **options: run(**{**options, 'access_log': False})\n"
-    "from flwr.superlink.cli import flower_superlink\n"
-    "sys.argv[0] = 'flower-superlink'\n"
-    "flower_superlink()\n"
-)
+# The C library gives memory of an object's size back at once, and the system has to clear it for the next one again.
+_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
+    "MALLOC_ARENA_MAX": "2",
+}
+_PROGRAM = "morphfed.federation.transports.flower.superlink"
 
 
 @dataclass(frozen=True)
@@ -155,8 +149,8 @@ class Server:
             "--superexec-auth-secret-file": files.secret,
         }
         flags = [str(part) for pair in arguments.items() for part in pair]
-        command = [sys.executable, "-c", _START, *flags, "--enable-supernode-auth"]
-        environment = {**os.environ, **QUIET, "FLWR_HOME": str(files.state / "home")}
+        command = [sys.executable, "-P", "-m", _PROGRAM, *flags, "--enable-supernode-auth"]
+        environment = {**_MEMORY, **os.environ, **QUIET, "FLWR_HOME": str(files.state / "home")}
         with (files.state / "flower.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=files.state
