@@ -218,6 +218,7 @@ def first_steps(model: str, rounds: int) -> tuple[list[float], list[float]]:
     from morphfed.deploy.agreed import load_agreed
     from morphfed.deploy.consent import approve
     from morphfed.deploy.coordinator import train_over
+    from morphfed.deploy.deployment import Deployment
     from morphfed.deploy.provision import FederationSettings
     from morphfed.deploy.resident import Resident
     from morphfed.deploy.review import review
@@ -262,7 +263,8 @@ def first_steps(model: str, rounds: int) -> tuple[list[float], list[float]]:
         trainer._begin = noted
         try:
             settings = FederationSettings(name="x", host="localhost", port=443, gather=1.0)
-            train_over(MemoryLink(desks, FakeClock()), agreed.units[0], agreed, settings, here / "run")
+            on = Deployment(MemoryLink(desks, FakeClock()), agreed, settings, here / "run")
+            train_over(on, agreed.units[0])
         finally:
             trainer._begin = begin
     later = found[len(TWO) :]

@@ -19,6 +19,7 @@ from morphfed.deploy import provision
 from morphfed.deploy.bundle import open_bundle
 from morphfed.deploy.consent import approve, withdraw
 from morphfed.deploy.coordinator import train_over
+from morphfed.deploy.deployment import Deployment
 from morphfed.deploy.provision import FederationSettings, read_federation
 from morphfed.deploy.resident import Resident
 from morphfed.deploy.review import review
@@ -59,7 +60,8 @@ class Consortium:
     def train(self, link: MemoryLink | None = None) -> Path:
         settings = self.settings.model_copy(update={"gather": 1.0})
         run = self.made.folder / "run"
-        train_over(link or self.link(), self.agreed.units[0], self.agreed, settings, run, report=self.said.append)
+        on = Deployment(link or self.link(), self.agreed, settings, run, report=self.said.append)
+        train_over(on, self.agreed.units[0])
         return run / UNIT
 
 

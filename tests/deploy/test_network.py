@@ -62,6 +62,28 @@ def test_two_sites_train_through_proxy_tls_and_keys_to_the_bytes_of_one_machine(
     assert "done" in machines.run("federation", "status", "fed").stdout
 
 
+def test_secure_sums_over_real_links_give_the_bytes_of_one_machine(
+    machines: Machines, tiny: Path, tmp_path: Path
+) -> None:
+    text = tiny.read_text().replace("[arms.fedavg]\n", "[arms.fedavg]\nfederation = { secure = true }\n")
+    tiny.write_text(text)
+    machines.init()
+    for site in ("alder", "birch"):
+        machines.prepare(site)
+        machines.join(site)
+    machines.coordinate()
+    assert machines.wait("coordinator", 420) == 0
+    here = run_study(tiny, Options(tmp_path / "runs")).run / UNIT
+    there = machines.folder / "fed/run" / UNIT
+    assert sha256_file(there / "last.safetensors") == sha256_file(here / "last.safetensors")
+    entry = read_json(there / "unit.json")
+    assert (entry["secure"]["keys"], entry["rejected"]) == ("signed", [])
+    for site in ("alder", "birch"):
+        ledger = (machines.folder / site / "ledger.jsonl").read_text()
+        assert '"step": "masked"' in ledger or '"step":"masked"' in ledger
+        assert verify(machines.folder / site / "ledger.jsonl").sound
+
+
 def test_killed_processes_are_started_again_and_the_model_is_the_same(
     machines: Machines, tiny: Path, tmp_path: Path
 ) -> None:

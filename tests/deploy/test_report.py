@@ -21,6 +21,7 @@ from morphfed.deploy import provision
 from morphfed.deploy.bundle import open_bundle
 from morphfed.deploy.consent import approve
 from morphfed.deploy.coordinator import train_over
+from morphfed.deploy.deployment import Deployment
 from morphfed.deploy.judging import jobs_of, judge_again, train_alone
 from morphfed.deploy.provision import read_federation
 from morphfed.deploy.resident import Resident
@@ -64,16 +65,16 @@ class Consortium:
     def train(self) -> dict[str, Any]:
         """As `coordinator start`: whatever is not done."""
         todo = [job for job in jobs_of(self.agreed) if not job.is_done(self.agreed, self.run)]
+        on = Deployment(self.link, self.agreed, self.settings, self.run, report=self.said.append)
         with timed(self.run):
             for job in todo:
-                how: dict[str, Any] = {"last": job is todo[-1], "report": self.said.append}
-                where = (self.agreed, self.settings, self.run)
+                last = job is todo[-1]
                 if job.alone:
-                    train_alone(self.link, job, *where, **how)
+                    train_alone(on, job, last=last)
                 elif is_done(job.units[0], self.run):
-                    judge_again(self.link, job.units[0], *where, **how)
+                    judge_again(on, job.units[0], last=last)
                 else:
-                    train_over(self.link, job.units[0], *where, **how)
+                    train_over(on, job.units[0], last=last)
         assert write_report_of(self.agreed, self.run, report=self.said.append)
         found: dict[str, Any] = read_json(self.run / "results.json")
         return found

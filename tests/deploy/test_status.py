@@ -20,6 +20,7 @@ from morphfed.cli import call, watch
 from morphfed.core.errors import ConfigError, StorageError
 from morphfed.core.files import read_json, write_json
 from morphfed.deploy.coordinator import train_over
+from morphfed.deploy.deployment import Deployment
 from morphfed.deploy.judging import jobs_of
 from morphfed.deploy.recorder import Recorder, late_since, state_of
 from morphfed.deploy.status import Status, alive, condition, exit_code, read_status
@@ -52,7 +53,7 @@ def test_a_run_leaves_its_figures_site_by_site(tiny: Path, tmp_path: Path) -> No
     job = jobs_of(consortium.agreed)[0]
     unit = job.units[0]
     recorder.begin(job)
-    train_over(link, unit, consortium.agreed, consortium.settings, run, recorder=recorder)
+    train_over(Deployment(link, consortium.agreed, consortium.settings, run, recorder), unit)
     recorder.finish(job)
     recorder.end("done", 0, None)
     told, kept = read_status(folder), read_json(run / UNIT / "unit.json")

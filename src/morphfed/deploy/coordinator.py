@@ -18,6 +18,7 @@ from morphfed.core.errors import LinkError, MorphfedError, StorageError
 from morphfed.core.files import sha256_text
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Tensors
+from morphfed.deploy.deployment import Deployment
 from morphfed.deploy.judging import (
     Finished,
     Job,
@@ -44,8 +45,7 @@ from morphfed.federation.transports.remote import Remote
 if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed
     from morphfed.experiment.units import Unit
-    from morphfed.federation.transports.flower.server import Run, Server, ServerFiles
-    from morphfed.federation.transports.link import Link
+    from morphfed.federation.transports.flower.server import Server, ServerFiles
 
 _ROOM = 4 << 20  # bytes that must be free beside two models
 _ATTEMPTS = 5  # times that a server may fail without a round in between
@@ -125,6 +125,7 @@ def _train_all(
     folder: Path, settings: FederationSettings, agreed: Agreed, server: Server, recorder: Recorder, report: Reporter
 ) -> None:
     """Every unit that is not done; a server that fails is started again, and the unit goes on at its checkpoint."""
+    from morphfed.federation.transports.flower.grid import GridLink
     from morphfed.federation.transports.flower.server import Run
 
     files, run = server_files(folder, settings), folder / RUN
@@ -136,8 +137,10 @@ def _train_all(
             if not server.alive:
                 server.start()
             with Run(files, keys, alive=lambda: server.alive) as opened:
+                assert opened.grid is not None
+                on = Deployment(GridLink(opened.grid, opened.nodes), agreed, settings, run, recorder, report)
                 for job in todo:
-                    _train(job, agreed, settings, opened, run, recorder, report, last=job is todo[-1])
+                    _train(job, on, recorder, last=job is todo[-1])
                     tried.add(job.key)
                     recorder.finish(job)
         except LinkError as cause:
@@ -172,53 +175,26 @@ def _progress(unit: Unit, run: Path) -> int:
     return int(commits[-1].stem.removeprefix("round-")) if commits else 0
 
 
-def _train(
-    job: Job,
-    agreed: Agreed,
-    settings: FederationSettings,
-    opened: Run,
-    run: Path,
-    recorder: Recorder,
-    report: Reporter,
-    *,
-    last: bool,
-) -> None:
-    from morphfed.federation.transports.flower.grid import GridLink
-
-    assert opened.grid is not None
-    link = GridLink(opened.grid, opened.nodes)
+def _train(job: Job, on: Deployment, recorder: Recorder, *, last: bool) -> None:
     recorder.begin(job)
     if job.alone:
-        ledgers = train_alone(link, job, agreed, settings, run, last=last, recorder=recorder, report=report)
-    elif is_done(job.units[0], run):
-        ledgers = judge_again(link, job.units[0], agreed, settings, run, last=last, recorder=recorder, report=report)
+        ledgers = train_alone(on, job, last=last)
+    elif is_done(job.units[0], on.run):
+        ledgers = judge_again(on, job.units[0], last=last)
     else:
-        remote = train_over(link, job.units[0], agreed, settings, run, last=last, recorder=recorder, report=report)
-        ledgers = remote.ledgers
+        ledgers = train_over(on, job.units[0], last=last).ledgers
     recorder.told(ledgers)
 
 
-def train_over(
-    link: Link,
-    unit: Unit,
-    agreed: Agreed,
-    settings: FederationSettings,
-    run: Path,
-    *,
-    last: bool = True,
-    recorder: Recorder | None = None,
-    report: Reporter = silent,
-) -> Remote:
+def train_over(on: Deployment, unit: Unit, *, last: bool = True) -> Remote:
     """One unit over a link: its rounds, its models, what the sites settle of them, ``unit.json``.
 
     Args:
-        link: reaches the sites.
-        unit, agreed, settings: what is trained, and how long is waited.
-        run: folder of the federation's run.
+        on: the federation.
+        unit: what is trained.
         last: whether the sites may leave when it is done.
-        recorder: keeps the status document.
-        report: progress.
     """
+    agreed, settings, run, recorder, report = on.agreed, on.settings, on.run, on.recorder, on.report
     arm, study, folder = agreed.arms[unit.arm], agreed.study, unit.folder(run)
     network = network_of(unit, agreed, torch.device("cpu"))
     room = _ROOM + 2 * sum(t.nbytes for t in network.backbone.module.state_dict().values())
@@ -229,7 +205,7 @@ def train_over(
 
     remote = Remote(
         agreed.sites,
-        link,
+        on.link,
         {"study": agreed.hash, "unit": unit.key, "version": __version__},
         quorum=arm.federation.quorum,
         limit=max(network.upload_bytes, largest_answer(study)),
@@ -241,7 +217,7 @@ def train_over(
     )
     remote.gather(network.digest(), settings.gather)
     transport, secure = network.secured(remote, study_task(study).outputs(study), report=report, task=unit.key)
-    judging = Judging(link, agreed, settings, run, report, remote, recorder) if agreed.releases else None
+    judging = Judging(on, remote) if agreed.releases else None
     if judging is not None:
         judging.ask_facts(dict.fromkeys(agreed.sites, unit))  # a held-out site does not hold the rounds up
     store = CheckpointStore(folder, sha256_text(f"{agreed.hash} {unit.key}"))

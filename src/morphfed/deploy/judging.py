@@ -13,7 +13,7 @@ import torch
 
 from morphfed import __version__
 from morphfed.core.files import read_json, write_json
-from morphfed.core.progress import Event, Reporter, silent
+from morphfed.core.progress import Event
 from morphfed.core.types import Tensors
 from morphfed.deploy.review import network_of
 from morphfed.experiment import facts
@@ -25,7 +25,7 @@ from morphfed.experiment.released import (
     objection,
     retell_history,
 )
-from morphfed.experiment.train_unit import DONE, is_done, read_unit
+from morphfed.experiment.train_unit import DONE, about, is_done, read_unit
 from morphfed.federation.loop import downloads_of
 from morphfed.federation.transports.patience import Patience
 from morphfed.federation.transports.reading import NotUsableError
@@ -34,11 +34,9 @@ from morphfed.models import weights
 
 if TYPE_CHECKING:
     from morphfed.deploy.agreed import Agreed
-    from morphfed.deploy.provision import FederationSettings
-    from morphfed.deploy.recorder import Recorder
+    from morphfed.deploy.deployment import Deployment
     from morphfed.experiment.study import Study
     from morphfed.experiment.units import Unit
-    from morphfed.federation.transports.link import Link
     from morphfed.federation.transports.parcel import Parcel
 
 FACTS = "facts"
@@ -127,26 +125,13 @@ class Judging:
     """Questions outside the rounds.
 
     Args:
-        link: reaches the sites.
-        agreed, settings: what is trained, and how long is waited.
-        run: folder of the federation's run.
-        report: progress.
+        on: the federation.
         rounds: contact with the training sites that a unit's rounds had: it knows which model they have already.
-        recorder: keeps the status document.
     """
 
-    def __init__(
-        self,
-        link: Link,
-        agreed: Agreed,
-        settings: FederationSettings,
-        run: Path,
-        report: Reporter = silent,
-        rounds: Remote | None = None,
-        recorder: Recorder | None = None,
-    ) -> None:
-        self._link, self._agreed, self._settings, self._run = link, agreed, settings, run
-        self._report, self._rounds, self._recorder = report, rounds, recorder
+    def __init__(self, on: Deployment, rounds: Remote | None = None) -> None:
+        self._on, self._link, self._agreed, self._run = on, on.link, on.agreed, on.run
+        self._rounds = rounds
         self._others: Remote | None = None
 
     def ask_facts(self, units: Mapping[str, Unit]) -> dict[str, str]:
@@ -227,10 +212,10 @@ class Judging:
 
         remote = self._remote(job.units[0], list(units), rounds=arm.federation.rounds)
         each = {site: {"unit": unit.key} for site, unit in units.items()}
-        remote.gather("", self._settings.gather, each=each)
+        remote.gather("", self._on.settings.gather, each=each)
         self.ask_facts(units)
         what = f"{job.key}: each site trains its own model"
-        self._report(Event("coordinator", text=what, level="info"))
+        self._on.report(Event("coordinator", text=what, level="info"))
         found = remote.ask("alone", {}, dict.fromkeys(units), read, what=what, each=each)
         for site, (entry, told) in found.items():
             unit = units[site]
@@ -240,15 +225,8 @@ class Judging:
 
     def _write_alone(self, unit: Unit, told: Mapping[str, Any], ledger: str) -> None:
         """``unit.json`` of a local model, which itself stays where it is."""
-        arm, study = self._agreed.arms[unit.arm], self._agreed.study
         entry = {
-            "arm": unit.arm,
-            "seed": unit.seed,
-            "model": unit.model,
-            "algorithm": arm.algorithm.name,
-            "trained_on": list(unit.trained_on),
-            "rounds": arm.federation.rounds,
-            "selected": study.evaluation.use,
+            **about(unit, self._agreed.study, self._agreed.arms[unit.arm]),
             "bytes_up": 0,
             "bytes_down": 0,
             "rejected": [],
@@ -286,10 +264,10 @@ class Judging:
             quorum=0.0,
             limit=largest_answer(self._agreed.study),
             spool=self._run / "spool" / "told",
-            patience=Patience(self._settings.deadline * rounds, self._settings.absent),
-            report=self._report,
+            patience=Patience(self._on.settings.deadline * rounds, self._on.settings.absent),
+            report=self._on.report,
             task=unit.key,
-            observe=None if self._recorder is None else self._recorder.observer(),
+            observe=None if self._on.recorder is None else self._on.recorder.observer(),
         )
 
 
@@ -303,45 +281,23 @@ def _told(answer: Parcel, objection: Callable[[Told], str]) -> Told:
     return told
 
 
-def train_alone(
-    link: Link,
-    job: Job,
-    agreed: Agreed,
-    settings: FederationSettings,
-    run: Path,
-    *,
-    last: bool = True,
-    recorder: Recorder | None = None,
-    report: Reporter = silent,
-) -> dict[str, str]:
+def train_alone(on: Deployment, job: Job, *, last: bool = True) -> dict[str, str]:
     """Local models of one seed: each site trains its own; nothing of them travels but numbers.
 
     Args:
-        link: reaches the sites.
-        job, agreed, settings: what is trained, and how long is waited.
-        run: folder of the federation's run.
+        on: the federation.
+        job: what is trained.
         last: whether the sites may leave when it is done.
-        recorder: keeps the status document.
-        report: progress.
     """
-    judging = Judging(link, agreed, settings, run, report, None, recorder)
+    judging = Judging(on)
     ledgers = judging.ask_alone(job)
     judging.finish_alone(job, over=last)
     return ledgers
 
 
-def judge_again(
-    link: Link,
-    unit: Unit,
-    agreed: Agreed,
-    settings: FederationSettings,
-    run: Path,
-    *,
-    last: bool = True,
-    recorder: Recorder | None = None,
-    report: Reporter = silent,
-) -> dict[str, str]:
+def judge_again(on: Deployment, unit: Unit, *, last: bool = True) -> dict[str, str]:
     """Ask sites for scores of a unit that was finished while they were away; arguments as :func:`train_alone`."""
+    agreed, run = on.agreed, on.run
     network, arm, folder = network_of(unit, agreed, torch.device("cpu")), agreed.arms[unit.arm], unit.folder(run)
     entry, chosen = read_unit(unit, run), agreed.study.evaluation.use
     whole = weights.load(folder / f"{chosen}.safetensors")
@@ -352,9 +308,9 @@ def judge_again(
     use = int(entry["best_round"]) if chosen == "best" else arm.federation.rounds
     downloads = dict.fromkeys(agreed.sites, model) | downloads_of(model, own)
     finished = Finished(unit, network.digest(), downloads, model, use, settled)
-    judging = Judging(link, agreed, settings, run, report, None, recorder)
+    judging = Judging(on)
     ledgers = judging.ask_scores(finished)
-    here = link.presence()
+    here = on.link.presence()
     connected = [site for site in agreed.everyone if site in here and here[site].connected]
     return ledgers | judging.finish(finished, connected, over=last)
 

@@ -277,14 +277,8 @@ def write_unit(
     if unit.moves and study.held_out:
         warnings += _about_newcomers(arm, layout)
     entry = {
-        "arm": unit.arm,
-        "seed": unit.seed,
-        "model": unit.model,
-        "algorithm": arm.algorithm.name,
-        "trained_on": list(unit.trained_on),
-        "rounds": arm.federation.rounds,
+        **about(unit, study, arm),
         "best_round": progress.best_round,
-        "selected": study.evaluation.use,
         "parameters": sum(p.numel() for p in model.parameters()),
         "models": {name: sha256_file(folder / f"{name}.safetensors") for name in ("best", "last")},
         **{k: v for k, v in asdict(progress).items() if k not in _NOT_TOLD and v is not None},
@@ -292,6 +286,19 @@ def write_unit(
         "warnings": warnings,
     }
     write_json(folder / DONE, entry)
+
+
+def about(unit: Unit, study: Study, arm: Arm) -> dict[str, Any]:
+    """What ``unit.json`` says of a unit, however it went."""
+    return {
+        "arm": unit.arm,
+        "seed": unit.seed,
+        "model": unit.model,
+        "algorithm": arm.algorithm.name,
+        "trained_on": list(unit.trained_on),
+        "rounds": arm.federation.rounds,
+        "selected": study.evaluation.use,
+    }
 
 
 def _about_newcomers(arm: Arm, layout: Layout) -> list[str]:

@@ -68,7 +68,7 @@ def main() -> None:
     """Become Flower's server; ends with the process that started this one."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    import uvicorn
+    import uvicorn  # type: ignore[import-not-found]
     from flwr.supercore import constant
 
     # A database that is locked for longer than this answers with an error; Flower's five seconds are nothing on a busy
@@ -81,7 +81,7 @@ def main() -> None:
         # A line of log for every look of every site is half a gigabyte a day.
         serve(app=WholeBodies(app), **{**options, "access_log": False})
 
-    uvicorn.run = run  # type: ignore[assignment]
+    uvicorn.run = run
     from flwr.superlink.cli import flower_superlink
 
     sys.argv[0] = "flower-superlink"
