@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,18 +174,41 @@ def _read(
     return records, notes, dict(skipped)
 
 
-def _with_patients(records: Sequence[Record], root: Path, pattern: str) -> list[Record]:
+def patient_finder(pattern: str, where: str = "") -> Callable[[str], str | None]:
+    """A name → the patient in it; None: there is none.
+
+    Args:
+        pattern: regular expression with one group.
+        where: begins the message, such as ``Site 'kampala': ``.
+
+    Raises:
+        ConfigError: it is no regular expression, or has not one group.
+    """
     try:
         search = re.compile(pattern)
     except re.error as cause:
-        raise ConfigError(f"patient_pattern = '{pattern}': {cause}.", fix="correct the regular expression.") from cause
+        raise ConfigError(
+            f"{where}patient_pattern = '{pattern}': {cause}.", fix="correct the regular expression."
+        ) from cause
     if search.groups != 1:
         raise ConfigError(
-            f"patient_pattern = '{pattern}' has {search.groups} groups.",
+            f"{where}patient_pattern = '{pattern}' has {search.groups} groups.",
             fix="put ( ) around the patient id, once.",
         )
-    matches = [search.search(Path(os.path.relpath(r.path, root)).as_posix()) for r in records]
-    return [replace(r, patient=m[1]) if m and r.patient is None else r for r, m in zip(records, matches, strict=True)]
+
+    def find(name: str) -> str | None:
+        match = search.search(name)
+        return match[1] if match else None
+
+    return find
+
+
+def _with_patients(records: Sequence[Record], root: Path, pattern: str) -> list[Record]:
+    find = patient_finder(pattern)
+    return [
+        r if r.patient is not None else replace(r, patient=find(Path(os.path.relpath(r.path, root)).as_posix()))
+        for r in records
+    ]
 
 
 def _unmapped(labels: Mapping[str, int], table: str) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ from morphfed.core.errors import ConfigError, DataError, did_you_mean
 from morphfed.core.progress import Reporter, silent, tracked
 from morphfed.data.bags import files, sets, tables
 from morphfed.data.bags.store import facts_at, fingerprint_at
+from morphfed.data.drafting import patient_finder
 from morphfed.data.manifest import COLUMNS, Manifest
 from morphfed.data.partition import partition
 from morphfed.data.sources.base import split_of
@@ -258,17 +259,8 @@ def _with_splits(bags: Sequence[_Bag], path: Path) -> list[_Bag]:
 
 
 def _with_patients(bags: Sequence[_Bag], pattern: str, site: str) -> list[_Bag]:
-    try:
-        search = re.compile(pattern)
-    except re.error as cause:
-        raise ConfigError(f"patient_pattern = '{pattern}': {cause}.", fix="correct the regular expression.") from cause
-    if search.groups != 1:
-        raise ConfigError(
-            f"Site '{site}': patient_pattern = '{pattern}' has {search.groups} groups.",
-            fix="put ( ) around the patient id, once.",
-        )
-    matches = [search.search(bag.slide or "") for bag in bags]
-    return [replace(b, patient=m[1]) if m and b.patient is None else b for b, m in zip(bags, matches, strict=True)]
+    find = patient_finder(pattern, f"Site '{site}': ")
+    return [bag if bag.patient is not None else replace(bag, patient=find(bag.slide or "")) for bag in bags]
 
 
 # ── rows ────────────────────────────────────────────────────────────────────────────────────────────────────
