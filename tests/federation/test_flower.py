@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower 
     pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
 
 from morphfed.core.errors import LinkError
-from morphfed.federation.transports.flower import calls, messages
+from morphfed.federation.transports.flower import LARGEST, SMALLEST, calls, messages
 from morphfed.federation.transports.flower.calls import Retry, as_link_errors
+from morphfed.federation.transports.flower.fleet import FleetLine
 from morphfed.federation.transports.flower.grid import GridLink
+from morphfed.federation.transports.flower.superlink import WholeBodies
 from morphfed.federation.transports.parcel import Parcel, pack
 
 # isort: split
@@ -292,3 +296,51 @@ def test_failures_say_what_to_do(cause: Exception, fix: str) -> None:
     assert "fl.example.org:443" in raised.value.message
     assert fix in raised.value.fix
     assert "<" not in raised.value.message
+
+
+def _through(bodies: WholeBodies, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is sent for a request that comes as these messages."""
+    sent: list[dict[str, Any]] = []
+    coming = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        return next(coming)
+
+    async def send(message: Any) -> None:
+        sent.append(dict(message))
+
+    asyncio.run(bodies({"type": "http"}, receive, send))
+    return sent
+
+
+def test_the_server_gets_a_body_in_one_piece_and_the_end_of_the_connection_after_it() -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([dict(await receive()), dict(await receive())])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    pieces = [{"type": "http.request", "body": bytes([n]) * 70_000, "more_body": n < 3} for n in range(4)]
+    sent = _through(WholeBodies(app), [*pieces, {"type": "http.disconnect"}])
+    assert seen[0] == {"type": "http.request", "body": b"".join(p["body"] for p in pieces), "more_body": False}
+    assert seen[1]["type"] == "http.disconnect"
+    assert [m["status"] for m in sent] == [200]
+
+
+def test_the_server_refuses_a_body_that_is_too_large_and_forgets_one_that_was_cut_off() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("was asked")
+
+    endless = [{"type": "http.request", "body": b"x" * 600, "more_body": True} for _ in range(3)]
+    assert _through(WholeBodies(app, limit=1000), endless)[0]["status"] == 413
+    assert _through(WholeBodies(app), [endless[0], {"type": "http.disconnect"}]) == []
+
+
+def test_the_pieces_of_an_upload_are_as_large_as_the_link_deserves() -> None:
+    line = FleetLine.__new__(FleetLine)
+    line._piece = 0
+    assert not line._adapt(1000, 0.01)  # too little to tell
+    assert line._piece == 0
+    for rate, piece in ((25_000, SMALLEST), (200_000, 500_000), (10_000_000, LARGEST)):
+        assert line._adapt(100 * rate, 100.0)
+        assert line._piece == piece
