@@ -74,7 +74,7 @@ def unpack(content: bytes, *, limit: int) -> Parcel:
     try:
         said = json.loads(told[_KEY])
         if said["format"] != FORMAT:
-            raise ParcelError(f"its format is {said['format']!r}, expected {FORMAT!r}")
+            raise ParcelError(f"its format is {str(said['format'])[:20]!r}: expected {FORMAT}")
         tensors = load(content)
         kind, head, order = said["kind"], said["head"], said["order"]
     except ParcelError:
