@@ -21,8 +21,9 @@ from statistics import median
 
 from _federation import Rounds, events, idle, machines, needs, stubs, study
 from _table import MIB, NotMeasuredError, Options, Row, run, spread
+from morphfed.core.memory import LARGE_PAGES
 
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")  # as in the service files
+os.environ.update(LARGE_PAGES)  # as in the service files
 
 SMALL, TEN, MIDDLE, LARGE = "test_resnet", "mixnet_s", "resnet10t", "resnet34"
 """timm's names: 1.5, 10.5, 19.7 and 85.2 MB of weights and statistics."""

@@ -83,6 +83,9 @@ def test_the_same_study_gives_the_same_model_files(more: str, tiny: Path, tmp_pa
     mine, theirs = read_json(there / "unit.json"), read_json(here / "unit.json")
     assert mine["calibration"] == theirs["calibration"]
     assert mine["best_round"] == theirs["best_round"]
+    for folder in (here, there):  # what only a run that goes on needs is gone
+        assert not (folder / "checkpoint").exists()
+        assert not list(folder.glob("sites/*/private*"))
     for left, right in zip(mine["history"], theirs["history"], strict=True):
         assert left["sites"] == right["sites"]
     # Each site has the model as it uses it, and a sound ledger whose end the coordinator knows.

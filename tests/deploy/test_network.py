@@ -43,15 +43,20 @@ def machines(tiny: Path, tmp_path: Path) -> Iterator[Machines]:
     made.stop()
 
 
-def test_two_sites_train_through_proxy_tls_and_keys_to_the_bytes_of_one_machine(
-    machines: Machines, tiny: Path, tmp_path: Path
-) -> None:
+def train(machines: Machines) -> None:
+    """A federation from its making to its end."""
     machines.init()
     for site in ("alder", "birch"):
         machines.prepare(site)
         machines.join(site)
     machines.coordinate()
     assert machines.wait("coordinator", 420) == 0
+
+
+def test_two_sites_train_through_proxy_tls_and_keys_to_the_bytes_of_one_machine(
+    machines: Machines, tiny: Path, tmp_path: Path
+) -> None:
+    train(machines)
     for site in ("alder", "birch"):
         assert machines.wait(site, 60) == 0
         assert verify(machines.folder / site / "ledger.jsonl").sound
@@ -67,12 +72,7 @@ def test_secure_sums_over_real_links_give_the_bytes_of_one_machine(
 ) -> None:
     text = tiny.read_text().replace("[arms.fedavg]\n", "[arms.fedavg]\nfederation = { secure = true }\n")
     tiny.write_text(text)
-    machines.init()
-    for site in ("alder", "birch"):
-        machines.prepare(site)
-        machines.join(site)
-    machines.coordinate()
-    assert machines.wait("coordinator", 420) == 0
+    train(machines)
     here = run_study(tiny, Options(tmp_path / "runs")).run / UNIT
     there = machines.folder / "fed/run" / UNIT
     assert sha256_file(there / "last.safetensors") == sha256_file(here / "last.safetensors")

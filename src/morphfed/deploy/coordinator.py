@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from morphfed import __version__
 from morphfed.core.errors import LinkError, MorphfedError, StorageError
 from morphfed.core.files import sha256_text
+from morphfed.core.memory import keep_freed_memory
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.core.types import Tensors
 from morphfed.deploy.deployment import Deployment
@@ -71,6 +72,7 @@ def start(folder: Path, *, report: Reporter = silent) -> list[Path]:
     settings, agreed = read_federation(folder)
     run = folder / RUN
     run.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=2)

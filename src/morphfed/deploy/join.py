@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from morphfed.core.errors import LinkError, StorageError
+from morphfed.core.memory import keep_freed_memory
 from morphfed.core.progress import Event, Reporter, silent
 from morphfed.deploy.bundle import SECRETS, open_bundle
 from morphfed.deploy.resident import Resident
@@ -56,6 +57,7 @@ def join(bundle: Path, folder: Path, data: SiteConfig, *, stay: bool = False, re
             f"Another process takes part from {folder}.", fix="wait for it, or stop it; a site has one process."
         ) from cause
     try:
+        keep_freed_memory()
         ledger = ChainedLedger(folder / "ledger.jsonl")
         resident = Resident(settings.site, folder, data, ledger, report=report)
         _serve(credentials, resident, stay, report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from morphfed.core.memory import LARGE_PAGES
+
 PATHS = (
     "activate-node",
     "deactivate-node",
@@ -69,7 +71,7 @@ ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    **LARGE_PAGES,
 }
 """Flower sends nothing to its makers, asks for no newer version and installs nothing. Models are copied in large pieces
 of new memory, which the system hands out in large pages then."""

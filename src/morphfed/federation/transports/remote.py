@@ -354,13 +354,14 @@ class Remote:
         common = {**self._about, **head, "best": self._best}
         if self._counts is not None:
             common["class_counts"] = self._counts
-        written, same, sent = b"", None, ""  # of the site before: most get the same download
+        written, packed, digested = b"", None, ""  # of the site before: most get the same download
         asked = []
         for site, download in downloads.items():
-            if download is not None and same != (same := tuple(id(t) for t in download.values())):
-                written = pack(Parcel("download", {}, download))
-                sent = digest(written)
-            named = sent if download is not None else ""
+            tensors = None if download is None else tuple(id(t) for t in download.values())
+            if download is not None and tensors != packed:
+                written, packed = pack(Parcel("download", {}, download)), tensors
+                digested = digest(written)
+            named = "" if download is None else digested
             head = {**common, **(own or {}).get(site, {}), "site": site, "download": named}
             one = _Asked(site, Parcel(kind, head, download or {}), "", named)
             asked.append(self._post(one, whole=self._held[site].download != named, written=written))

@@ -44,6 +44,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid import HttpGrid
 
 from morphfed.core.errors import LinkError
+from morphfed.core.memory import LARGE_PAGES
 from morphfed.federation.transports.flower import QUIET
 from morphfed.federation.transports.flower.calls import Retry, as_link_errors
 from morphfed.federation.transports.flower.messages import objects_of, read_message, surely
@@ -74,13 +75,7 @@ clientapp = "morphfed_none:app"
 
 _PATIENCE = 60.0  # seconds for which calls to the server on this machine are tried again, while its process runs
 _BEAT = 15.0
-# The C library gives memory of an object's size back at once, and the system has to clear it for the next one again.
-_MEMORY = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
-    "MALLOC_ARENA_MAX": "2",
-}
+_MEMORY = {**LARGE_PAGES, "MALLOC_ARENA_MAX": "2"}  # each of its threads would keep memory of its own
 _PROGRAM = "morphfed.federation.transports.flower.superlink"
 
 

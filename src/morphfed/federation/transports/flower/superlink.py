@@ -11,6 +11,8 @@ import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from morphfed.core.memory import keep_freed_memory
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -68,6 +70,7 @@ def main() -> None:
     """Become Flower's server; ends with the process that started this one."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    keep_freed_memory()  # else the system clears new pages for every object
     import uvicorn  # type: ignore[import-not-found]
     from flwr.supercore import constant
 
