@@ -47,6 +47,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, study: str) -> None:
         self.folder, self._study = folder, study
         self._hashes: dict[Path, str] = {}
+        self._named: dict[tuple[str, int], Path] = {}  # where a group of a round is, if not in a file of its own
         self.warnings: list[str] = []
 
     def _commit(self, round_number: int) -> Path:
@@ -66,6 +67,7 @@ class CheckpointStore:
         meta: Mapping[str, Any],
         *,
         same: Mapping[str, int],
+        equal: Mapping[str, str] | None = None,
     ) -> None:
         """Commit a round.
 
@@ -74,6 +76,7 @@ class CheckpointStore:
             groups: tensors to write; empty groups are not written.
             meta: plain JSON.
             same: groups that have not changed since an earlier round → that round; their file is named again.
+            equal: groups that hold what one of ``groups`` holds → that one; its file is named, and nothing is written.
 
         Raises:
             StorageError: disk full or read-only; earlier commits stay valid.
@@ -85,8 +88,11 @@ class CheckpointStore:
                 weights.save(path, tensors)
                 self._hashes[path] = sha256_file(path)
                 files[group] = self._entry(path)
+        for group, other in (equal or {}).items():
+            self._named[group, round_number] = self._file(other, round_number)
+            files[group] = files[other]
         for group, earlier in same.items():
-            files[group] = self._entry(self._file(group, earlier))
+            files[group] = self._entry(self._named.get((group, earlier), self._file(group, earlier)))
         entry = {"format": 1, "study": self._study, "round": round_number, "files": files, "meta": dict(meta)}
         write_json(self._commit(round_number), entry)
         self._prune()
@@ -130,7 +136,14 @@ class CheckpointStore:
                 raise StorageError(f"{path.name} does not match its checksum.", fix="restore it.")
             groups[group] = weights.load(path)
             self._hashes[path] = file["sha256"]
+            self._name(group, path)
         return Checkpoint(int(entry["round"]), groups, dict(entry["meta"]))
+
+    def _name(self, group: str, path: Path) -> None:
+        """Remember that a group was found in the file of another one, of whichever round."""
+        written = int(path.stem.rpartition("-")[2])
+        if path != self._file(group, written):
+            self._named[group, written] = path
 
     def clear(self) -> None:
         """Remove every checkpoint: the unit is done and written. The models beside them stay."""
@@ -140,6 +153,7 @@ class CheckpointStore:
         for path in self._held():
             path.unlink(missing_ok=True)
         self._hashes.clear()
+        self._named.clear()
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 

@@ -362,11 +362,17 @@ class RoundLoop:
         same: dict[str, int] = {}
         # What is private stays in the site's own folder, also that of the best round.
         best = {"best": self._best, **{f"site-best/{site}": state for site, state in self._best_sites.items()}}
+        equal: dict[str, str] = {}
         if improved:
+            if self._best and _is(
+                groups["coordinator"], self._coordinator.model()
+            ):  # the copy of a moment ago is not written again
+                equal["best"] = "coordinator"
+                del best["best"]
             groups |= best
         elif self._best:
             same = dict.fromkeys(best, self._progress.best_round)
-        self._store.save(number, groups, asdict(self._progress), same=same)
+        self._store.save(number, groups, asdict(self._progress), same=same, equal=equal)
 
     def _resume(self) -> None:
         saved = self._store.load() if self._store else None
@@ -387,6 +393,11 @@ class RoundLoop:
         self._best = saved.groups.get("best", {})
         best_sites = {g: t for g, t in saved.groups.items() if g.startswith("site-best/")}
         self._best_sites = {g.removeprefix("site-best/"): t for g, t in best_sites.items()}
+
+
+def _is(one: Tensors, other: Tensors) -> bool:
+    """Whether both hold the very same tensors."""
+    return one.keys() == other.keys() and all(one[name] is other[name] for name in one)
 
 
 def _copies(tensors: Tensors, memory: Tensors) -> Tensors:

@@ -181,5 +181,5 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    Image.fromarray(pixels).save(buffer, "PNG")  # optimize=True: 4 % smaller, six times as slow
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -62,10 +62,17 @@ class OpenBag(ABC):
     """An opened bag file.
 
     Attributes:
-        facts: what it says of itself.
+        instances: N.
+        dim: D; None for an empty bag that does not say.
     """
 
-    facts: BagFacts
+    instances: int
+    dim: int | None
+
+    @property
+    @abstractmethod
+    def facts(self) -> BagFacts:
+        """What it says of itself: looked up when asked for, since it costs more than reading a small bag."""
 
     @abstractmethod
     def slice(self, start: int, stop: int) -> Floats:
@@ -125,10 +132,10 @@ def read(path: Path, rows: NDArray[np.int64] | None = None) -> Floats:
     """
     with opened(path) as bag:
         if rows is None:
-            return bag.slice(0, bag.facts.instances)
-        found = np.empty((len(rows), bag.facts.dim or 0), dtype=np.float32)
-        for start in range(0, bag.facts.instances, _BLOCK):
-            stop = min(start + _BLOCK, bag.facts.instances)
+            return bag.slice(0, bag.instances)
+        found = np.empty((len(rows), bag.dim or 0), dtype=np.float32)
+        for start in range(0, bag.instances, _BLOCK):
+            stop = min(start + _BLOCK, bag.instances)
             first, last = np.searchsorted(rows, (start, stop))
             if last > first:
                 found[first:last] = bag.slice(start, stop)[rows[first:last] - start]
@@ -150,8 +157,8 @@ def read_names(path: Path) -> list[str] | None:
 def blocks(path: Path) -> Iterator[Floats]:
     """All instances, some thousand at a time."""
     with opened(path) as bag:
-        for start in range(0, bag.facts.instances, _BLOCK):
-            yield bag.slice(start, min(start + _BLOCK, bag.facts.instances))
+        for start in range(0, bag.instances, _BLOCK):
+            yield bag.slice(start, min(start + _BLOCK, bag.instances))
 
 
 def odd_instances(path: Path) -> int:
@@ -166,8 +173,8 @@ def fingerprint(path: Path) -> str:
     one, whatever their format.
     """
     with opened(path) as bag:
-        n = bag.facts.instances
-        digest = hashlib.sha256(f"{n}|{bag.facts.dim}".encode())
+        n = bag.instances
+        digest = hashlib.sha256(f"{n}|{bag.dim}".encode())
         for row in np.unique(np.linspace(0, n - 1, min(n, _FINGERPRINT)).astype(np.int64)) if n else ():
             digest.update(np.ascontiguousarray(bag.slice(int(row), int(row) + 1)).tobytes())
         return digest.hexdigest()
@@ -205,6 +212,10 @@ def write_bag(
             file.create_dataset(NAMES, data=[name.encode() for name in names])
 
 
+_UNREADABLE = (OSError, KeyError, RuntimeError)
+"""What h5py raises of a damaged file."""
+
+
 # ── .h5 ─────────────────────────────────────────────────────────────────────────────────────────────────────
 class _H5Bag(OpenBag):
     def __init__(self, path: Path, file: Any) -> None:
@@ -212,14 +223,20 @@ class _H5Bag(OpenBag):
         if FEATURES not in file:
             raise DataError(_no_features(path, list(file)), fix="name the folder of features, not that of coordinates.")
         self._data = file[FEATURES]
-        self._lead, instances, dim = _shape_of(tuple(self._data.shape), str(self._data.dtype), path)
-        attributes = _attributes(self._data)
-        there = COORDS in file
-        geometry = _attributes(file[COORDS]) if there else {}
-        self.facts = BagFacts(instances, dim, str(self._data.dtype), _encoder(attributes), there, geometry)
+        self._lead, self.instances, self.dim = _shape_of(tuple(self._data.shape), str(self._data.dtype), path)
+
+    @property
+    def facts(self) -> BagFacts:
+        try:
+            encoder = _encoder(_attributes(self._data))
+            there = COORDS in self._file
+            geometry = _attributes(self._file[COORDS]) if there else {}
+        except _UNREADABLE as cause:
+            raise _damaged(self._path, cause) from cause
+        return BagFacts(self.instances, self.dim, str(self._data.dtype), encoder, there, geometry)
 
     def slice(self, start: int, stop: int) -> Floats:
-        found = np.empty((stop - start, self.facts.dim or 0), dtype=np.float32)
+        found = np.empty((stop - start, self.dim or 0), dtype=np.float32)
         if stop > start:
             where = np.s_[0, start:stop] if self._lead else np.s_[start:stop]
             try:
@@ -229,21 +246,21 @@ class _H5Bag(OpenBag):
         return found
 
     def coords(self) -> NDArray[np.int64] | None:
-        if not self.facts.coords:
+        if COORDS not in self._file:
             return None
         try:
             found = np.asarray(self._file[COORDS][...])
         except OSError as cause:
             raise _damaged(self._path, cause) from cause
         found = found[0] if found.ndim == 3 and len(found) == 1 else found
-        fits = found.shape == (self.facts.instances, 2)
+        fits = found.shape == (self.instances, 2)
         return found.astype(np.int64) if fits else None  # TRIDENT's empty slides have positions of another shape
 
     def names(self) -> list[str] | None:
         if NAMES not in self._file:
             return None
         found = [name.decode("utf-8", errors="replace") for name in self._file[NAMES][...].tolist()]
-        return found if len(found) == self.facts.instances else None
+        return found if len(found) == self.instances else None
 
 
 @contextmanager
@@ -256,7 +273,7 @@ def _h5(path: Path) -> Iterator[OpenBag]:
     with file:
         try:
             bag = _H5Bag(path, file)
-        except (OSError, KeyError, RuntimeError) as cause:
+        except _UNREADABLE as cause:
             raise _damaged(path, cause) from cause
         yield bag
 
@@ -297,13 +314,16 @@ def _attribute(value: Any) -> Any:
 class _ArrayBag(OpenBag):
     def __init__(self, found: tuple[Path, NDArray[Any]]) -> None:
         path, array = found
-        lead, instances, dim = _shape_of(array.shape, str(array.dtype), path)
+        lead, self.instances, self.dim = _shape_of(array.shape, str(array.dtype), path)
         self._array = array[0] if lead else array
-        self.facts = BagFacts(instances, dim, str(array.dtype))
+
+    @property
+    def facts(self) -> BagFacts:
+        return BagFacts(self.instances, self.dim, str(self._array.dtype))
 
     def slice(self, start: int, stop: int) -> Floats:
-        if not self.facts.instances:
-            return np.empty((0, self.facts.dim or 0), dtype=np.float32)
+        if not self.instances:
+            return np.empty((0, self.dim or 0), dtype=np.float32)
         return np.ascontiguousarray(self._array[start:stop], dtype=np.float32)
 
 
