@@ -3,7 +3,7 @@
 The network is the gated attention of CLAM "small" and HistoFL on 1,024 features (788,739 weights). A bag of 10,000
 instances is read from its ``.h5`` file and trained on by the loop that studies use (:class:`Trainer`, AdamW), one bag a
 step; beside it the bare network on a bag already in memory. A bag of 200,000 instances (0.82 GB of features) is opened
-and predicted in a process of its own: what it needs beyond the bag itself.
+predicted and trained on in a process of its own: what it needs beyond the bag itself.
 
     python benchmarks/mil.py [--quick] [--repeats 7]
 """
@@ -36,7 +36,7 @@ from morphfed.training.trainer import Trainer
 
 DIM = 1024
 SMALL = 128 * MIB
-"""What a bag may need beyond its own size when it is read and predicted without gradients."""
+"""What a bag may need beyond its own size when it is read, predicted, or trained on."""
 
 
 def bags(folder: Path, count: int, instances: int, dim: int) -> BagSet:
@@ -98,14 +98,15 @@ def bare(instances: int, dim: int, precision: str, used: list[float]) -> Callabl
 
 
 def one_large(path: Path, instances: int, dim: int) -> dict[str, float]:
-    """In a process of its own: bytes beyond what was resident before, for reading and for predicting a bag."""
+    """In a process of its own: bytes beyond what was resident before, for reading, predicting and training on a bag."""
     store = BagStore([path], np.array([instances]), dim, [None])
     name = np.array([path.name], dtype=object)
     data = BagSet(store, np.array([0]), np.array([1]), 2, name, name, sizes=np.array([instances]), dim=dim)
     head = build_head("gated_abmil", dim, 2)
-    loop, _ = trainer("fp32")
-    warm = torch.zeros(4, dim)
-    head.eval()(warm)
+    loop, config = trainer("fp32")
+    optimizer = make_optimizer(config, head)
+    head(torch.zeros(4, dim)).logits.sum().backward()
+    optimizer.step()  # so that its state is there
     forget_peak()
     before = resident()
     kept = data.read(np.array([0]))
@@ -114,7 +115,11 @@ def one_large(path: Path, instances: int, dim: int) -> dict[str, float]:
     forget_peak()
     before = resident()
     loop.predict(head, data)
-    return {"reading": reading, "predicting": peak() - before}
+    predicting = peak() - before
+    forget_peak()
+    before = resident()
+    loop.fit(head, optimizer, data, site="a", round_number=1, rounds=1)
+    return {"reading": reading, "predicting": predicting, "training": peak() - before}
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -157,10 +162,10 @@ def _memory(options: Options, folder: Path) -> Row:
     beyond = {what: (bytes_ - size) / MIB for what, bytes_ in found.items()}
     return Row(
         f"memory of a bag of {instances:,} × {dim:,} ({size / MIB:,.0f} MiB of float32)",
-        f"read: its size and {beyond['reading']:.0f} MiB; predicted: its size and {beyond['predicting']:.0f} MiB",
-        target=f"reading ≤ its size + {SMALL / MIB:.0f} MiB",
-        met=None if options.quick else beyond["reading"] <= SMALL / MIB,
-        note="Predicting holds what the head computes of every instance: 512 numbers, and 2 × 256 of the attention.",
+        "its size and " + ", ".join(f"{mib:.0f} MiB ({what})" for what, mib in beyond.items()),
+        target=f"≤ its size + {SMALL / MIB:.0f} MiB",
+        met=None if options.quick else max(beyond.values()) <= SMALL / MIB,
+        note="Long bags go through the head in blocks, computed again on the way back.",
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from _table import Options, Row, alternate, ratios, run, spread
+from morphfed.core.memory import keep_freed_memory
 from morphfed.data.slides.files import read_coords
 from morphfed.data.slides.grid import Tiling
 from morphfed.data.slides.reader import Slide
@@ -117,4 +118,5 @@ def _embedding(
 
 
 if __name__ == "__main__":
+    keep_freed_memory()  # as the command does
     run(rows, __doc__)

@@ -204,6 +204,7 @@ def bags(
     """
     from morphfed.cli.display import Display
     from morphfed.core.errors import ConfigError
+    from morphfed.core.memory import keep_freed_memory
     from morphfed.data.manifest import Manifest
     from morphfed.experiment.patient_bags import Composition, Encoder, Invented, patients_of, write_patient_bags
 
@@ -214,6 +215,7 @@ def bags(
     composition = None if positive is None else Composition(positive, share)
     invented = None if compose is None else Invented(compose, cells, seed)
     found, left_out = patients_of(source, composition, invented)
+    keep_freed_memory()
     with Display() as display:
         written = write_patient_bags(source, found, Encoder(model, weights, image_size, cache), out, report=display)
     lines = [f"{s}: {', '.join(f'{n} {label}' for label, n in sorted(c.items()))}" for s, c in written.labels.items()]

@@ -129,8 +129,10 @@ def embed(
     require_openslide()
     import torch
 
+    from morphfed.core.memory import keep_freed_memory
     from morphfed.training.embedding import Embedder, embed_folder
 
+    keep_freed_memory()
     built = build_encoder(encoder, weights, image_size=image_size)
     where = torch.device(_device(device))
     embedder = Embedder(built, where, precision=precision, batch_size=batch_size, workers=workers)

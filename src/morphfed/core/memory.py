@@ -33,3 +33,11 @@ def keep_freed_memory() -> bool:
         return all(library.mallopt(name, value) == 1 for name, value in options)
     except AttributeError:
         return False
+
+
+def give_back_freed_memory() -> None:
+    """Return what is free to the system, also between blocks in use; without effect where the C library cannot."""
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+        if trim is not None:
+            trim(0)

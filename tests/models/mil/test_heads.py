@@ -17,7 +17,7 @@ from tests.models.mil import written_out as ref
 
 from morphfed.core.errors import ConfigError
 from morphfed.models.layout import Layout
-from morphfed.models.mil import HEADS, PARTS, MilHead, MilOutput, build_head, part_keys
+from morphfed.models.mil import HEADS, PARTS, MilHead, MilOutput, base, build_head, part_keys
 from morphfed.models.mil.clam import smooth_svm
 from morphfed.models.mil.transmil import pseudo_inverse
 
@@ -47,6 +47,45 @@ def near(got: torch.Tensor | None, expected: np.ndarray, tolerance: float = 1e-1
 
 def test_the_heads_there_are() -> None:
     assert HEADS.names() == sorted(NAMES)
+
+
+# Long bags
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["predicting", "training"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [(name, {}) for name in NAMES if name != "transmil"]
+    + [("mean", {"level": "instance"}), ("max", {"level": "instance"}), ("clam_sb", {"subtyping": True})],
+)
+def test_a_long_bag_in_blocks_is_the_same_bag(
+    name: str, options: dict[str, Any], train: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, bag, label = head_of(name, **options), bag_of(13), torch.tensor(1)
+    with torch.no_grad():  # scores of very different size, so that each block has its own highest
+        bag[3:6] *= 9
+
+    def of(block: int) -> tuple[MilOutput, list[torch.Tensor]]:
+        monkeypatch.setattr(base, "LONG", block)
+        monkeypatch.setattr(base, "BLOCK", block)
+        head.zero_grad()
+        with torch.set_grad_enabled(train):
+            output = head(bag)
+            if train:
+                loss = head.loss(bag, output, label, lambda z: F.cross_entropy(z[None], label[None]))
+                loss.backward()  # type: ignore[no-untyped-call]
+        return output, [p.grad.clone() for p in head.parameters() if train and p.grad is not None]
+
+    (whole, gradients), (blocks, others) = of(13), of(4)
+    near(blocks.logits, whole.logits.detach().numpy())
+    assert (whole.attention is None) == (blocks.attention is None)
+    if whole.attention is not None:
+        near(blocks.attention, whole.attention.detach().numpy())
+    assert whole.instances is not None
+    near(blocks.instances, whole.instances.detach().numpy())
+    assert len(gradients) == len(others)
+    for one, other in zip(gradients, others, strict=True):
+        near(other, one.numpy())
 
 
 # Against the formulas written out

@@ -8,7 +8,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from morphfed.models.mil.base import HEADS, HeadConfig, MilHead, MilOutput, mlp, xavier_normal
+from morphfed.models.mil.base import (
+    HEADS,
+    HeadConfig,
+    MilHead,
+    MilOutput,
+    SoftmaxSums,
+    is_long,
+    mlp,
+    over_blocks,
+    xavier_normal,
+)
 
 
 class AttentionConfig(HeadConfig):
@@ -46,6 +56,29 @@ class GatedAttention(nn.Module):
         return scores
 
 
+def pooled_by_attention(bag: Tensor, embed: nn.Module, score: nn.Module, classify: nn.Linear) -> MilOutput:
+    """``classify(Σ_i a_i h_i)`` with ``h = embed(bag)`` and ``a = softmax(score(h))``; long bags block by block."""
+    if not is_long(bag):
+        embedded = embed(bag)
+        attention = torch.softmax(score(embedded), dim=0)
+        return MilOutput(classify(attention @ embedded), attention, classify(embedded), embedded)
+
+    # What no loss is taken on is written into memory of its own: kept results between the blocks' large tensors would
+    # leave holes, of which none is large enough for the next block's.
+    scores, shown = bag.new_empty(len(bag)), bag.new_empty(len(bag), classify.out_features)
+
+    def block(start: int, instances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embedded = embed(instances)
+        scored = score(embedded)
+        with torch.no_grad():
+            scores[start : start + len(instances)] = scored
+            shown[start : start + len(instances)] = classify(embedded)
+        return SoftmaxSums.of(scored[:, None], embedded)
+
+    pooled = SoftmaxSums.pooled(over_blocks(bag, block))[0]
+    return MilOutput(classify(pooled), torch.softmax(scores, dim=0), shown)
+
+
 @HEADS.register("abmil")
 class Abmil(MilHead):
     """A weighted mean of the embedded instances; a small network gives the weights."""
@@ -66,9 +99,7 @@ class Abmil(MilHead):
 
     def pool(self, bag: Tensor) -> MilOutput:
         """Pool one bag; ``logits = Σ_i a_i instances_i``."""
-        embedded = self.embedding(bag)
-        attention = torch.softmax(self.attention(embedded), dim=0)
-        return MilOutput(self.classifier(attention @ embedded), attention, self.classifier(embedded), embedded)
+        return pooled_by_attention(bag, self.embedding, self.attention, self.classifier)
 
 
 @HEADS.register("gated_abmil")

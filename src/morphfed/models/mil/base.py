@@ -8,21 +8,28 @@ Every parameter of a head is under one of three modules, so that an algorithm te
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from morphfed.core.config import Config
+from morphfed.core.memory import give_back_freed_memory
 from morphfed.core.registry import Registry
 
 Part = Literal["embedding", "attention", "classifier"]
 PARTS: tuple[Part, ...] = ("embedding", "attention", "classifier")
 
+LONG, BLOCK = 32_768, 4096
+"""A bag of more than ``LONG`` instances goes through a head in blocks of ``BLOCK``, which are computed again on the way
+back: beside the bag itself only one block is ever held."""
+
+T = TypeVar("T")
 Criterion = Callable[[Tensor], Tensor]
 """The task's loss of one bag's logits ``(C,)``: a scalar."""
 
@@ -42,7 +49,7 @@ class MilOutput:
         logits: ``(C,)``.
         attention: ``(N,)``, non-negative, sums to 1; None where the head has no such weights.
         instances: ``(N, C)`` score of each instance alone; None where the head has none.
-        embedded: ``(N, H)`` instances after the embedding, for losses; None where no loss wants them.
+        embedded: ``(N, H)`` instances after the embedding, for losses; None where none wants them or the bag is long.
         streams: ``(S, C)`` logits on each of which the task's loss is taken, then averaged; None: ``logits`` alone.
     """
 
@@ -138,6 +145,56 @@ def mlp(widths: tuple[int, ...], dropout: float) -> nn.Sequential:
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
+
+
+def is_long(bag: Tensor) -> bool:
+    """Whether a bag is embedded block by block."""
+    return len(bag) > LONG
+
+
+def at_least_single(tensor: Tensor) -> torch.dtype:
+    """The type to sum in: sums over 100,000 instances are lost in half precision."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def over_blocks(bag: Tensor, of: Callable[[int, Tensor], T]) -> list[T]:
+    """What ``of`` says of each :data:`BLOCK` instances of a long bag; with gradients it is computed again for them.
+
+    Args:
+        bag: ``(N, D)``.
+        of: the number of the block's first instance, and the block ``(n, D)`` → small tensors, each of which the loss
+            depends on: what is computed again for one that it does not depend on is never given back.
+    """
+
+    def block(start: int) -> T:
+        give_back_freed_memory()  # what a block leaves behind has holes that the next one's tensors do not fit into
+        return of(start, bag[start : start + BLOCK])
+
+    starts = range(0, len(bag), BLOCK)
+    if not torch.is_grad_enabled():
+        return [block(start) for start in starts]
+    return [checkpoint(block, start, use_reentrant=False) for start in starts]
+
+
+class SoftmaxSums:
+    """``Σ_i softmax(s)_i h_i`` over blocks of instances: sums with the highest score so far taken out (Milakov,
+    Gimelshein, Online normalizer calculation for softmax, 2018)."""
+
+    @staticmethod
+    def of(scores: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One block, ``(n, K)`` and ``(n, H)`` → highest and sum of weights, ``(K,)``, weighted sum, ``(K, H)``."""
+        scores = scores.to(at_least_single(scores))
+        highest = scores.detach().amax(0)
+        weights = torch.exp(scores - highest)
+        return highest, weights.sum(0), weights.T @ embedded
+
+    @staticmethod
+    def pooled(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """Of all blocks: ``(K, H)``."""
+        highest, sums, vectors = (torch.stack(column) for column in zip(*parts, strict=True))
+        scale = torch.exp(highest - highest.amax(0))
+        total = (scale * sums).sum(0)
+        return (scale[..., None] * vectors).sum(0) / total[:, None]
 
 
 def xavier_normal(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from morphfed.models.mil.abmil import AttentionConfig, GatedAttention, PlainAttention
+from morphfed.models.mil.abmil import AttentionConfig, GatedAttention, PlainAttention, pooled_by_attention
 from morphfed.models.mil.base import HEADS, HeadConfig, MilHead, MilOutput, mlp, xavier_normal
 
 
@@ -59,20 +59,17 @@ class ClamSb(MilHead):
 
     def pool(self, bag: Tensor) -> MilOutput:
         """Pool one bag; ``logits = Σ_i a_i instances_i``."""
-        embedded = self.embedding(bag)
-        attention = torch.softmax(self.attention(embedded), dim=0)
-        classify = self.classifier.bag
-        return MilOutput(classify(attention @ embedded), attention, classify(embedded), embedded)
+        return pooled_by_attention(bag, self.embedding, self.attention, self.classifier.bag)
 
     def loss_terms(self, bag: Tensor, output: MilOutput, label: int | Tensor) -> Tensor | None:
         """``(1 − c1)`` times the instances' loss; None for a bag of one instance."""
         assert output.attention is not None
-        assert output.embedded is not None
         taken = min(self.clustered, len(bag) // 2)
         if not taken:
             return None
-        top = output.embedded[output.attention.topk(taken).indices]
-        bottom = output.embedded[output.attention.topk(taken, largest=False).indices]
+        ends = torch.cat([output.attention.topk(taken, largest=high).indices for high in (True, False)])
+        embedded = self.embedding(bag[ends]) if output.embedded is None else output.embedded[ends]
+        top, bottom = embedded[:taken], embedded[taken:]
         targets = torch.tensor([1] * taken + [0] * taken, device=bag.device)
         own, losses = int(label), []
         for k, classifier in enumerate(self.classifier.instances):

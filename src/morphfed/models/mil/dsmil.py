@@ -9,7 +9,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from morphfed.models.mil.base import HEADS, HeadConfig, MilHead, MilOutput, mlp, xavier_normal
+from morphfed.models.mil.base import (
+    HEADS,
+    HeadConfig,
+    MilHead,
+    MilOutput,
+    SoftmaxSums,
+    is_long,
+    mlp,
+    over_blocks,
+    xavier_normal,
+)
 
 
 class DsmilConfig(HeadConfig):
@@ -53,11 +63,32 @@ class Dsmil(MilHead):
 
     def pool(self, bag: Tensor) -> MilOutput:
         """Pool one bag; the attention shown is that of the class with the highest logit."""
+        instances, highest, weights, vectors = self._by_blocks(bag) if is_long(bag) else self._whole(bag)
+        pooled = self.classifier.bag(vectors.flatten())
+        logits = (highest + pooled) / 2
+        return MilOutput(logits, weights[:, logits.argmax()], instances, streams=torch.stack([highest, pooled]))
+
+    def _whole(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scores ``(N, C)``, the highest ``(C,)``, attention ``(N, C)`` and pooled vectors ``(C, H)``."""
         embedded = self.embedding(bag)
         instances = self.classifier.instance(embedded)
         highest, critical = instances.max(0)
         queries = self.attention(embedded)
-        weights = torch.softmax(queries @ queries[critical].T * self._scale, dim=0)  # (N, C)
-        pooled = self.classifier.bag((weights.T @ embedded).flatten())
-        logits = (highest + pooled) / 2
-        return MilOutput(logits, weights[:, logits.argmax()], instances, streams=torch.stack([highest, pooled]))
+        weights = torch.softmax(queries @ queries[critical].T * self._scale, dim=0)
+        return instances, highest, weights, weights.T @ embedded
+
+    def _by_blocks(self, bag: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same of a long bag: first every instance's score, then the likeness to the critical ones."""
+        instances = torch.cat(over_blocks(bag, lambda _, block: self.classifier.instance(self.embedding(block))))
+        highest, critical = instances.max(0)
+        wanted = self.attention(self.embedding(bag[critical]))
+        likeness = bag.new_empty(len(bag), self.classes)
+
+        def block(start: int, part: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            embedded = self.embedding(part)
+            alike = self.attention(embedded) @ wanted.T * self._scale
+            likeness[start : start + len(part)] = alike.detach()
+            return SoftmaxSums.of(alike, embedded)
+
+        vectors = SoftmaxSums.pooled(over_blocks(bag, block))
+        return instances, highest, torch.softmax(likeness, dim=0), vectors

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from morphfed.models.mil.base import HEADS, HeadConfig, MilHead, MilOutput, mlp, xavier_normal
+from morphfed.models.mil.base import (
+    HEADS,
+    HeadConfig,
+    MilHead,
+    MilOutput,
+    at_least_single,
+    is_long,
+    mlp,
+    over_blocks,
+    xavier_normal,
+)
 
 
 class PoolingConfig(HeadConfig):
@@ -33,6 +44,18 @@ class _Pooling(MilHead):
         self.classifier = nn.Linear(widths[-1], classes)
         xavier_normal(self)
 
+    def _blocks(self, bag: Tensor, reduce: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Of a long bag: logits or embedding of each block, reduced, ``(B, ·)``; scores of the instances ``(N, C)``."""
+        shown = bag.new_empty(len(bag), self.classes)
+
+        def block(start: int, instances: Tensor) -> Tensor:
+            embedded = self.embedding(instances)
+            scores = self.classifier(embedded)
+            shown[start : start + len(instances)] = scores.detach()
+            return reduce(embedded if self.level == "embedding" else scores)
+
+        return torch.stack(over_blocks(bag, block)), shown
+
 
 @HEADS.register("mean")
 class MeanPooling(_Pooling):
@@ -43,9 +66,14 @@ class MeanPooling(_Pooling):
 
     def pool(self, bag: Tensor) -> MilOutput:
         """Pool one bag."""
-        embedded = self.embedding(bag)
-        instances = self.classifier(embedded)
-        logits = self.classifier(embedded.mean(0)) if self.level == "embedding" else instances.mean(0)
+        if is_long(bag):
+            sums, instances = self._blocks(bag, lambda block: block.sum(0, dtype=at_least_single(block)))
+            mean = sums.sum(0) / len(bag)
+        else:
+            embedded = self.embedding(bag)
+            instances = self.classifier(embedded)
+            mean = (embedded if self.level == "embedding" else instances).mean(0)
+        logits = self.classifier(mean) if self.level == "embedding" else mean
         return MilOutput(logits, bag.new_full((len(bag),), 1 / len(bag)), instances)
 
 
@@ -58,7 +86,12 @@ class MaxPooling(_Pooling):
 
     def pool(self, bag: Tensor) -> MilOutput:
         """Pool one bag."""
-        embedded = self.embedding(bag)
-        instances = self.classifier(embedded)
-        logits = self.classifier(embedded.amax(0)) if self.level == "embedding" else torch.amax(instances, 0)
+        if is_long(bag):
+            tops, instances = self._blocks(bag, lambda block: block.amax(0))
+            highest = tops.amax(0)
+        else:
+            embedded = self.embedding(bag)
+            instances = self.classifier(embedded)
+            highest = (embedded if self.level == "embedding" else instances).amax(0)
+        logits = self.classifier(highest) if self.level == "embedding" else highest
         return MilOutput(logits, None, instances)
