@@ -4,7 +4,7 @@ Both sides take turns in one process (A B A B …), and the figure is the median
 is written out below: it gathers, augments, trains, and judges the same validation images once a round; it has no
 coordinator, no validation of uploads, no averaging, no gate, no checkpoints. Run with
 
-    python benchmarks/overhead.py [--model resnet34] [--pairs 7]
+    python benchmarks/overhead.py [--model resnet34] [--epochs 4] [--pairs 7]
 """
 
 from __future__ import annotations
@@ -166,13 +166,16 @@ def bare(setting: Setting, mu: float) -> None:
             anchor = [p.detach().clone() for p in model.parameters()]
             generator = torch_stream(0, "augment", site, number)
             batches = -(-len(data) // config.batch_size)
-            step = (number - 1) * batches
+            steps = batches * config.local_epochs
+            step = (number - 1) * steps
             model.train()
             torch.manual_seed(derive(0, "dropout", site, number))
-            order = numpy_stream(0, "order", site, number, 0).permutation(len(data))
-            for where in np.array_split(order, batches):
+            orders = (
+                numpy_stream(0, "order", site, number, e).permutation(len(data)) for e in range(config.local_epochs)
+            )
+            for where in (part for order in orders for part in np.array_split(order, batches)):
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(config, step / (setting.rounds * batches))
+                    group["lr"] = learning_rate(config, step / (setting.rounds * steps))
                 images = normalise(augment(prepare(data, where), generator))
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
                     logits = model(images)
@@ -270,13 +273,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the images in a round")
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     if rows_are_wanted():
         return run(rows, __doc__)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    setting = Setting(options.model, options.size, options.precision, options.rounds)
+    epochs = options.epochs
+    setting = Setting(options.model, options.size, options.precision, options.rounds, local_epochs=epochs)
     for algorithm in ("fedavg", "fedprox"):
         found = measure(setting, algorithm, options.pairs)
         told = {"wall": spread(found.wall), "cpu": spread(found.cpu), "fastest": found.fastest}
