@@ -53,11 +53,14 @@ class Consortium:
         here = self.folder / "machines" / name
         open_bundle(self.made.folder / "bundles" / f"{name}.zip", here)
         approve(here, here / "bundle" / "study.toml", review(self.agreed))
+        ledger = ChainedLedger(here / "ledger.jsonl")
+        return Resident(name, here, self.data(name, here), ledger, report=self.said.append)
+
+    def data(self, name: str, here: Path) -> SiteConfig:
         manifest = here / "manifest.csv"
         if not manifest.exists():
             draft(self.study.parent / "films" / name, site=name).manifest.write(manifest)
-        ledger = ChainedLedger(here / "ledger.jsonl")
-        return Resident(name, here, SiteConfig(path=str(manifest)), ledger, report=self.said.append)
+        return SiteConfig(path=str(manifest))
 
     def ledger(self, name: str) -> Path:
         return self.folder / "machines" / name / "ledger.jsonl"

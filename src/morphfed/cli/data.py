@@ -47,6 +47,7 @@ def init(
         out: the manifest to write, .csv or .parquet.
         force: replace an existing manifest.
     """
+    from morphfed.cli._pairs import pairs
     from morphfed.cli.display import Display
     from morphfed.core.errors import DataError
     from morphfed.data.drafting import draft, draft_tree, site_name
@@ -64,7 +65,7 @@ def init(
             drafts, refused = tree.drafts, tree.refused
         else:
             name = site or site_name(folder.absolute().name)
-            chosen = _options(option or [])
+            chosen = pairs(option, "--option", "table=cells.csv")
             one_site = draft(folder, site=name, source=source, um_per_px=um_per_px, report=display, options=chosen)
             drafts = {name: one_site}
         manifest = Manifest.concat([one.manifest for one in drafts.values()]).write(out)
@@ -223,16 +224,6 @@ def bags(
     lines += [f"wrote {table}" for table in written.tables.values()]
     sys.stdout.write("\n".join(lines) + "\nnext: name the folders as sites of a study with task = 'mil'\n")
     return 0
-
-
-def _options(given: list[str]) -> dict[str, str]:
-    from morphfed.core.errors import ConfigError
-
-    pairs = [text.partition("=") for text in given]
-    for (name, separator, value), text in zip(pairs, given, strict=True):
-        if not (name and separator and value):
-            raise ConfigError(f"--option {text}: not NAME=VALUE.", fix="write for example --option table=cells.csv.")
-    return {name: value for name, _, value in pairs}
 
 
 @app.command

@@ -74,18 +74,23 @@ def join(
     folder: Path = SITE,
     source: str | None = None,
     um_per_px: float | None = None,
+    option: list[str] | None = None,
+    label: list[str] | None = None,
     stay: bool = False,
 ) -> int:
     """Take part in a federation: connects outwards, trains what is approved, ends when the study is over.
 
     Args:
         bundle: the .zip that the coordinator gave you.
-        data: this site's images: a .csv or .parquet manifest, or a folder.
+        data: this site's images: a .csv or .parquet manifest, or a folder; or its bags: a folder or a slide table.
         folder: the site's folder: approvals, ledger, private state, prepared images, models.
         source: adapter that reads a folder; `morphfed list sources` explains them.
         um_per_px: size of a pixel in µm, where known.
+        option: NAME=VALUE for the source or the bags, such as bags=features; may be given several times.
+        label: OWN=CLASS, a label of this site's bags and the study's class for it; may be given several times.
         stay: wait for further studies when this one is over.
     """
+    from morphfed.cli._pairs import pairs
     from morphfed.cli.display import Display
     from morphfed.core.errors import DataError
     from morphfed.deploy.join import join as run
@@ -93,7 +98,9 @@ def join(
 
     if not data.exists():
         raise DataError(f"{data} does not exist.", fix="name this site's manifest; `morphfed data init` drafts one.")
-    config = SiteConfig(path=str(data.resolve()), source=source, um_per_px=um_per_px)
+    options = pairs(option, "--option", "bags=features")
+    labels = pairs(label, "--label", "benign=normal")
+    config = SiteConfig(path=str(data.resolve()), source=source, um_per_px=um_per_px, options=options, labels=labels)
     with Display() as display:
         run(bundle, folder, config, stay=stay, report=display)
     sys.stdout.write(f"the study is over; models are in {folder / 'models'}\nnext: morphfed site ledger {folder}\n")

@@ -11,7 +11,7 @@ from morphfed.core.errors import ConfigError
 from morphfed.core.files import sha256_text
 from morphfed.experiment.released import releases
 from morphfed.experiment.study import Arm, SiteConfig, Study, load_study
-from morphfed.experiment.tasks import OVER_NETWORK
+from morphfed.experiment.tasks import OVER_NETWORK, telling_task
 from morphfed.experiment.units import Unit, units_of
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def load_agreed(path: Path, overrides: Sequence[str] = ()) -> Agreed:
         raise ConfigError(f"{path}: no arm moves a model between sites.", fix="add for example [arms.fedavg].")
     if releases(study):  # in the study's order
         moving = {n: _fp32(arm) for n, arm in arms.items() if n in moving or arm.algorithm.name == "local"}
+    telling_task(study).refuse_apart(study, moving, where=str(path))
     for name, arm in moving.items():
         if (
             arm.algorithm.kind == "federated"

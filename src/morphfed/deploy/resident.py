@@ -256,6 +256,7 @@ class Resident:
             folder = self._folder / "data" / key
             cache = self._folder / "cache"
             prepared = prepare(study, folder, cache, Path.cwd(), report=self._report, whole=False)
+            study_task(study).fitted(agreed.arms, prepared)  # refuses features of another width
             for note in prepared.notes:
                 self._report(Event("site", text=note, level="info"))
             if self.site in agreed.sites and not len(prepared.sets[self.site]["train"]):

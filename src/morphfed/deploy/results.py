@@ -111,8 +111,11 @@ def left_out(agreed: Agreed) -> list[str]:
     said = [f"{', '.join(gone)}: pooled images, which do not leave their sites."] if gone else []
     if any(not unit.moves for unit in agreed.all_units):
         said.append("Local models away from home: they stay at their sites, so none is judged at another.")
+    if agreed.study.task == "mil":
+        said += ["What was attended to, and single mistakes: bags, their names and predictions stay at the sites."]
+    else:
+        said += ["Pictures of cells and single mistakes: images, their names and predictions stay at the sites."]
     said += [
-        "Pictures of cells and single mistakes: images, file names and predictions of single images stay at the sites.",
         "The names of labels that are no class of the study: a site tells how many images it leaves out, not why.",
         "Findings of the data check and notes of preparing the data: each site reads its own.",
     ]

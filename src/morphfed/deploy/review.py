@@ -32,6 +32,10 @@ def network_of(unit: Unit, agreed: Agreed, device: torch.device) -> Network:
     return declare(unit, study, arm, backbone, seen, initial)
 
 
+_WHAT = {"mil": "bags"}
+"""What a study is of, if not of images."""
+
+
 @dataclass(frozen=True)
 class Review:
     """What a study means for a site.
@@ -60,10 +64,11 @@ def review(agreed: Agreed) -> Review:
         + (f"; held out: {', '.join(study.held_out)}" if study.held_out else "")
         + (" (judged there, never trained with)" if agreed.held_out else ""),
         f"  task      {study.task} of {_targets(agreed)}",
-        f"  images    {study.data.image_size} × {study.data.image_size} pixels; {study.data.split.train:.0%} of them "
+        f"  {_WHAT.get(study.task, 'images'):<9} {_inputs(agreed)}; {study.data.split.train:.0%} of them "
         f"train, {study.data.split.validation:.0%} choose the round, the rest are kept for tests",
         "",
     ]
+    head = len(lines)
     total = largest = 0
     for name, arm in agreed.arms.items():
         said, moved, down = (_arm if arm.algorithm.kind == "federated" else _alone)(name, arm, agreed)
@@ -82,7 +87,18 @@ def review(agreed: Agreed) -> Review:
         "coordinator cannot send any.",
         _what_is_seen(agreed),
     ]
+    if study.task == "mil":  # everything above says image for what the network takes
+        kept = lines[: head - 2]
+        lines = [*kept, *(line.replace("images", "bags").replace("image", "bag") for line in lines[head - 2 :])]
     return Review("\n".join(lines) + "\n", largest, total)
+
+
+def _inputs(agreed: Agreed) -> str:
+    data = agreed.study.data
+    if agreed.study.task == "mil":
+        widths = sorted({str(arm.model.dim) for arm in agreed.arms.values()})
+        return f"features, {' and '.join(widths)} numbers an instance, of the encoder {data.encoder}"
+    return f"{data.image_size} × {data.image_size} pixels"
 
 
 def _what_is_seen(agreed: Agreed) -> str:

@@ -93,13 +93,15 @@ def select_bags(
         split; sentences that name files.
 
     Raises:
-        DataError: bags of different widths or encoders, or a site without a usable one; names the site.
+        DataError: bags of different widths or encoders, or of another encoder than the study's, or a site without a
+            usable one; names the site.
     """
     import pandas as pd
 
     frame = manifest.frame.copy()
     problems = column(frame, PROBLEM)
     refuse_mixed(frame[frame[PROBLEM].isna()])
+    refuse_other_encoder(frame[frame[PROBLEM].isna()], study.data.encoder)
     odd = _odd(manifest, [p is None for p in problems], report) if look else [0] * len(frame)
     left_out: LeftOut = {site: Counter() for site in study.sites}
     named: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -149,6 +151,30 @@ def refuse_mixed(frame: pd.DataFrame) -> None:
         raise DataError(
             f"The bags differ in {what}: {by_site}. For example {example} has {rare}.",
             fix="embed all slides of all sites with one encoder, or leave the others out.",
+        )
+
+
+def refuse_other_encoder(frame: pd.DataFrame, encoder: str | None) -> None:
+    """Refuse bags that say that they are of another encoder than the study names; those that do not say pass.
+
+    Args:
+        frame: rows without a problem.
+        encoder: a name, which any fingerprint of weights may follow, or both; None: the study names none.
+
+    Raises:
+        DataError: counts the other encoders by site, and names a file.
+    """
+    if encoder is None:
+        return
+    said = frame[frame[ENCODER].notna()]
+    others = said[[not f"{found} ".startswith(f"{encoder} ") for found in said[ENCODER]]]
+    if len(others):
+        counts = Counter(zip(others["site"], others[ENCODER], strict=True))
+        listed = "; ".join(f"{site} {found} ({n})" for (site, found), n in sorted(counts.items()))
+        raise DataError(
+            f"data.encoder = '{encoder}', and there are bags of others: {listed}. For example "
+            f"{Path(others['path'].iloc[0]).name}.",
+            fix="embed the slides with the study's encoder, or name the encoder that all sites agreed on.",
         )
 
 

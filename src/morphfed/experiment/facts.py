@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from morphfed.data.bags.drafting import SOURCE as BAGS
 from morphfed.data.manifest import SPLITS
 from morphfed.data.ontology import load_ontology
 from morphfed.data.sources import SOURCES
@@ -21,20 +22,22 @@ if TYPE_CHECKING:
 FACTS = "facts"
 PURPOSE = "the report: how many images there are of what, and their scale and colour"
 
+_LAYOUTS = (*SOURCES.names(), BAGS)
 _SINGLE = ("n", "patients", "lesions", "um_per_px", "nucleus_px", "crop_px")
 _WORDS = {
-    "cluster_unit": ("patient", "lesion", "image"),
+    "cluster_unit": ("patient", "lesion", "image", "bag"),
     "scale_from": ("given", "nucleus", "none"),
 }
 _OWNERS = ("patient", "lesion", "slide")
 _LEAK = ("owners", "seen", "images")
+_BAGS = ("instances", "dim")
 _JUDGED = ("validation", "test")
 
 
 def declared(study: Study) -> Findings:
     """What a site may tell of its data."""
     places: dict[tuple[str, ...], int] = {(key,): 1 for key in (*_SINGLE, "left_out", "colour", "image_px")}
-    words = {**_WORDS, "source": tuple(SOURCES.names())}
+    words = {**_WORDS, "source": _LAYOUTS}
     places |= {(key, word): 1 for key, known in words.items() for word in known}
     places |= {("leaks", kind, part, number): 1 for kind in _OWNERS for part in _JUDGED for number in _LEAK}
     places |= {("image_px", "#"): 2, ("colour", "mean", "#"): 3, ("colour", "sd", "#"): 3}
@@ -42,6 +45,8 @@ def declared(study: Study) -> Findings:
         places |= {(table, name, part): 1 for name in names for part in SPLITS}
     if study.structures:
         places |= {("parts", part): 1 for part in SPLITS}
+    if study.task == "mil":
+        places |= {("bags", key): 1 for key in _BAGS} | {("bags", "quartiles", "#"): 5}
     for node, below in coarser_labels(study).items():
         places |= {("coarse", node, "n"): 1} | {("coarse", node, "unseen", name): 1 for name in below}
     if study.evaluation.unknown:
@@ -61,11 +66,13 @@ def tell(block: Mapping[str, Any], colour: Mapping[str, Any] | None) -> dict[str
     told["colour"] = dict(colour) if colour else None
     told["left_out"] = sum(int(entry["n"]) for entry in block["left_out"])
     told |= {key: {block[key]: 1} for key in _WORDS}
-    told["source"] = {name: 1 for name in block["source"].split("+") if name in SOURCES.names()}
+    told["source"] = {name: 1 for name in block["source"].split("+") if name in _LAYOUTS}
     told |= {key: block[key] for key in ("classes", "structures", "parts", "unknown") if key in block}
     for leak in block.get("leaks", ()):
         table = told.setdefault("leaks", {}).setdefault(leak["kind"], {})
         table[leak["part"]] = {number: leak[number] for number in _LEAK}
+    if "bags" in block:  # the encoder is the study's: another one was refused
+        told["bags"] = {key: block["bags"][key] for key in (*_BAGS, "quartiles")}
     if block.get("coarse"):
         told["coarse"] = {
             entry["label"]: {"n": entry["n"], "unseen": dict.fromkeys(entry["unseen"], 1)} for entry in block["coarse"]
@@ -98,6 +105,9 @@ def retell(told: Mapping[str, Any], study: Study, *, role: str) -> dict[str, Any
             block[table] = {name: {part: int(told[table][name][part]) for part in SPLITS} for name in names}
     if "parts" in told:
         block["parts"] = {part: int(told["parts"][part]) for part in SPLITS}
+    if study.task == "mil":
+        block["bags"] = {key: told["bags"][key] for key in ("instances", "quartiles", "dim")}
+        block["bags"]["encoder"] = study.data.encoder
     if "leaks" in told:
         block["leaks"] = [
             {"kind": kind, **numbers, "part": part}

@@ -91,6 +91,11 @@ class DataConfig(Config):
     labels: dict[str, str] = Field(
         default_factory=dict, description="a label = its class, at all sites; with task = 'mil'"
     )
+    encoder: str | None = Field(
+        None,
+        description="of bags: what computed the features, as their files say (a name, or a name and the fingerprint "
+        "of its weights); bags of another encoder are refused. Needed over a network, where nobody sees all bags",
+    )
     time_edges: tuple[float, ...] = Field(
         (),
         description="with task = 'survival': months that cut time into bins, rising, one fewer than bins; an event at "

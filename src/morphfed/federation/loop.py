@@ -345,9 +345,12 @@ class RoundLoop:
 
     def _site_parts(self) -> dict[str, Tensors]:
         """Copies of what the sites need to use the global model (not what only training needs)."""
+        states = self._transport.site_states()  # empty where private state stays at its site
         sites = {
-            site: {k: v.clone() for k, v in (state | self._own(site)).items() if not k.startswith(_TRAINING)}
-            for site, state in self._transport.site_states().items()
+            site: {
+                k: v.clone() for k, v in (states.get(site, {}) | self._own(site)).items() if not k.startswith(_TRAINING)
+            }
+            for site in self._transport.sites
         }
         return {site: state for site, state in sites.items() if state}
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OVER_NETWORK", "StudyTask", "TellingTask", "study_task", "telling_task"]
 
-OVER_NETWORK = ("classification", "segmentation")
+OVER_NETWORK = ("classification", "segmentation", "mil")
 """Tasks of which a federation over a network may be."""
 
 

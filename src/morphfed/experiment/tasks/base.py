@@ -118,7 +118,7 @@ def refuse_survival(study: Study, arms: Mapping[str, Arm], where: str) -> None:
             raise ConfigError(f"{where}: {key} is of survival.", fix="remove it, or set task = 'survival'.")
 
 
-def refuse_bags(arm: Arm, where: str) -> None:
+def refuse_bags(study: Study, arm: Arm, where: str) -> None:
     """Refuse what belongs to bags in a study of pictures.
 
     Raises:
@@ -133,6 +133,7 @@ def refuse_bags(arm: Arm, where: str) -> None:
         ("model.options", not arm.model.options),
         ("model.dim", arm.model.dim is None),
         ("train.max_instances", arm.train.max_instances is None),
+        ("data.encoder", study.data.encoder is None),
     ):
         if not unused:
             raise ConfigError(f"{where}: {key} is of bags.", fix=f"remove {key}, or set task = 'mil'.")
@@ -308,6 +309,13 @@ class StudyTask(ABC):
 
 class TellingTask(StudyTask):
     """A task whose scores may leave a site, so that a report can be written over a network; predictions may not."""
+
+    def refuse_apart(self, study: Study, arms: Mapping[str, Arm], *, where: str) -> None:
+        """Refuse a study that leaves open what only the data of all sites together would tell.
+
+        Raises:
+            ConfigError: names the key.
+        """
 
     @abstractmethod
     def every_metric(self, study: Study) -> tuple[str, ...]:

@@ -73,7 +73,7 @@ class ClassificationStudy(TellingTask):
         load_ontology().resolve_classes(study.classes)
         refuse_survival(study, arms, where)
         for name, arm in arms.items():
-            refuse_bags(arm, f"{where}: arms.{name}")
+            refuse_bags(study, arm, f"{where}: arms.{name}")
             if draws_masks(arm.model):
                 raise ConfigError(
                     f"{where}: arms.{name}: model.name = '{arm.model.name}' draws masks; a study of classes needs a "

@@ -94,6 +94,21 @@ class MilStudy(ClassificationStudy):
         refuse_unfit(arm, self.task.name, at)
         _try_head(arm, self.outputs(study), at)
 
+    def refuse_apart(self, study: Study, arms: Mapping[str, Arm], *, where: str) -> None:
+        """See the base class: the width and the encoder of the features."""
+        for name, arm in arms.items():
+            if arm.model.dim is None:
+                raise ConfigError(
+                    f"{where}: arms.{name}: model.dim is not set, and over a network nobody sees all sites' bags.",
+                    fix="write model.dim = the width of the features, such as 1024.",
+                )
+        if study.data.encoder is None:
+            raise ConfigError(
+                f"{where}: data.encoder is not set, and over a network nobody sees all sites' bags: features of two "
+                "encoders would be averaged without a word.",
+                fix="write data.encoder = the encoder that all sites agreed on, as their files name it.",
+            )
+
     # ── the data ────────────────────────────────────────────────────────────────────────────────────────────
     def select(self, manifest: Manifest, study: Study, *, look: bool = True, report: Reporter = silent) -> Selected:
         """Bags with a class, instances and finite features."""

@@ -92,7 +92,7 @@ class SegmentationStudy(TellingTask):
             except DataError as cause:
                 raise ConfigError(f"{where}: sites.{name}.mask_values: {cause.message}", fix=cause.fix) from cause
         for name, arm in arms.items():
-            _check_arm(arm, f"{where}: arms.{name}", self.task.validation)
+            _check_arm(study, arm, f"{where}: arms.{name}", self.task.validation)
 
     def outputs(self, study: Study) -> int:
         """The background and each structure."""
@@ -290,8 +290,8 @@ def _of_this_study(cases: Mapping[str, Cases], prepared: Prepared) -> dict[str, 
     return {site: only(c, prepared.sets[site]["test"].ids.astype(str)) for site, c in cases.items()}
 
 
-def _check_arm(arm: Arm, where: str, selectable: frozenset[str]) -> None:
-    refuse_bags(arm, where)
+def _check_arm(study: Study, arm: Arm, where: str, selectable: frozenset[str]) -> None:
+    refuse_bags(study, arm, where)
     if not draws_masks(arm.model):
         raise ConfigError(
             f"{where}: model.name = '{arm.model.name}' is a classifier; a study of masks needs one that draws them.",
