@@ -35,13 +35,18 @@ class Slides(Consortium):
         return SiteConfig(path=str(self.study.parent / "bags" / name), labels=labels)
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
+def bags_study(folder: Path) -> Path:
+    """A study beside its three sites' bags, with what has to be agreed on over a network."""
     for seed, (name, n) in enumerate(SITES.items()):
-        write_site(tmp_path / "bags" / name, n, seed, negative="benign" if name == "birch" else "normal")
-    path = tmp_path / "study.toml"
+        write_site(folder / "bags" / name, n, seed, negative="benign" if name == "birch" else "normal")
+    path = folder / "study.toml"
     path.write_text(STUDY)
     return changed(path, *AGREED)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return bags_study(tmp_path)
 
 
 def test_the_report_is_that_of_one_machine(study: Path, tmp_path: Path) -> None:

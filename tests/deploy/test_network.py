@@ -14,17 +14,22 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 if find_spec("flwr") is None:  # not importorskip: the adapter sets what Flower reads when it is imported
     pytest.skip("the extra 'flower' is not installed", allow_module_level=True)
 pytest.importorskip("cryptography", reason="the extra 'flower' is not installed")
 
+from tests.deploy.test_bags import ARMS, bags_study
 from tests.deploy.test_provision import ask
-from tests.machines import NGINX, Machines
+from tests.deploy.test_report import changed
+from tests.machines import NGINX, Machines, call
 
 from morphfed.core.files import read_json, sha256_file
 from morphfed.deploy import keys, provision
 from morphfed.experiment.runner import Options, run_study
+from morphfed.federation.loop import OWN
 from morphfed.privacy.ledger import verify
 
 pytestmark = [
@@ -82,6 +87,41 @@ def test_secure_sums_over_real_links_give_the_bytes_of_one_machine(
         ledger = (machines.folder / site / "ledger.jsonl").read_text()
         assert '"step": "masked"' in ledger or '"step":"masked"' in ledger
         assert verify(machines.folder / site / "ledger.jsonl").sound
+
+
+def test_a_hyper_network_of_bags_over_real_links_gives_the_bytes_of_one_machine(tmp_path: Path) -> None:
+    study = changed(bags_study(tmp_path), (ARMS, "[arms.hypernetwork]\n"))
+    sites = ("alder", "birch", "cedar")
+    machines = Machines(study, tmp_path / "m")
+    machines.folder.mkdir()
+    try:
+        machines.init()
+        for site in sites:
+            assert call(["site", "approve", str(study), "--folder", str(machines.folder / site)]) == 0
+            own = ("--label", "benign=normal") if site == "birch" else ()
+            more = ("--option", f"bags={tmp_path / 'bags' / site}", *own)
+            table, bundle = str(tmp_path / "bags" / site / "slides.csv"), f"fed/bundles/{site}.zip"
+            machines.start(site, "site", "join", bundle, "--data", table, "--folder", site, *more)
+        machines.coordinate()
+        assert machines.wait("coordinator", 420) == 0
+        for site in sites:
+            assert machines.wait(site, 60) == 0
+    finally:
+        machines.stop()
+    run = machines.folder / "fed/run"
+    here = run_study(study, Options(tmp_path / "runs")).run
+    unit = Path("units/hypernetwork/all/seed-0")
+    assert sha256_file(run / unit / "best.safetensors") == sha256_file(here / unit / "best.safetensors")
+    assert read_json(run / "results.json")["summary"] == read_json(here / "results.json")["summary"]
+    # Each site ends with its own weights: those that the coordinator made for it.
+    for site in ("alder", "birch"):
+        kept = machines.folder / site / "models/slides/hypernetwork/all/seed-0/model.safetensors"
+        own = load_file(here / unit / "sites" / site / "best.safetensors")
+        assert own
+        mine = load_file(kept)
+        assert all(
+            torch.equal(mine[name.removeprefix(OWN)], tensor) for name, tensor in own.items() if name.startswith(OWN)
+        )
 
 
 def test_killed_processes_are_started_again_and_the_model_is_the_same(
