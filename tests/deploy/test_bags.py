@@ -13,6 +13,7 @@ from tests.experiment.test_mil_run import SITES, STUDY, write_site
 
 from morphfed.core.errors import ConfigError
 from morphfed.core.files import read_json
+from morphfed.deploy import provision
 from morphfed.deploy.agreed import load_agreed
 from morphfed.deploy.review import review
 from morphfed.experiment.runner import Options, run_study
@@ -120,6 +121,11 @@ def test_what_only_all_sites_together_would_tell_has_to_be_written(gone: str, sa
     changed(study, (gone, ""))
     with pytest.raises(ConfigError, match=said):
         load_agreed(study)
+
+
+def test_the_federations_readme_says_how_a_site_names_its_bags(study: Path, tmp_path: Path) -> None:
+    made = provision.init(tmp_path / "fed", study, host="localhost")
+    assert "--data slides.csv --option bags=FEATURES --folder NAME" in (made.folder / "README.md").read_text()
 
 
 def test_the_review_speaks_of_bags(study: Path) -> None:

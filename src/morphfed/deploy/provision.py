@@ -209,6 +209,7 @@ def _write_texts(folder: Path, settings: FederationSettings, agreed: Agreed, unt
         "hash": agreed.hash,
         "until": f"{until:%Y-%m-%d}",
         "version": __version__,
+        "data": "slides.csv --option bags=FEATURES" if agreed.study.task == "mil" else "manifest.csv",
         "command": shutil.which("morphfed") or Path(sys.executable).with_name("morphfed"),
         "environment": _environment(),
     }

@@ -103,7 +103,8 @@ WantedBy=multi-user.target
 """
 
 SITE_SERVICE = """\
-# Put it into /etc/systemd/system/, correct the paths, then: systemctl enable --now morphfed-site
+# Put it into /etc/systemd/system/, correct the paths and what follows --data (of bags: slides.csv --option
+# bags=FEATURES), then: systemctl enable --now morphfed-site
 [Unit]
 Description=morphfed site $site of $name
 After=network-online.target
@@ -157,6 +158,6 @@ Made by `morphfed federation init`; this folder holds secrets. Certificates end 
    above, over another way than the bundle came.
 3. `morphfed site approve study.toml --folder NAME`
 4. `morphfed doctor --federation NAME.zip` checks clock, name, port, certificates, key and disk.
-5. `morphfed site join NAME.zip --data manifest.csv --folder NAME`. It connects outwards only, to $host:$port.
+5. `morphfed site join NAME.zip --data $data --folder NAME`. It connects outwards only, to $host:$port.
 6. `morphfed site ledger NAME` shows at any time what has left.
 """

@@ -25,7 +25,7 @@ from morphfed.core.registry import Registry
 Part = Literal["embedding", "attention", "classifier"]
 PARTS: tuple[Part, ...] = ("embedding", "attention", "classifier")
 
-LONG, BLOCK = 32_768, 4096
+LONG, BLOCK = 32_768, 4_096
 """A bag of more than ``LONG`` instances goes through a head in blocks of ``BLOCK``, which are computed again on the way
 back: beside the bag itself only one block is ever held."""
 
