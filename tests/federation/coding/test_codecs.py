@@ -96,6 +96,39 @@ def test_topk_by_hand() -> None:
     assert there_and_back(made, x).tolist() == [[0, -5], [0, 4]]
 
 
+def test_blocktopk_by_hand() -> None:
+    # Two blocks of 256, the second 44 long; half a per cent of 256 is 1.28, so two of each.
+    x = torch.zeros(300)
+    x[3], x[200], x[255] = 12.7, -2.54, 0.3
+    x[256], x[299] = 0.26, -1.0
+    made = codec("blocktopk", share=0.005)
+    parts = made.encode(x, 0)
+    assert parts["scale"].item() == pytest.approx(0.1)
+    assert parts["index"].tolist() == [[3, 200], [0, 43]]
+    assert parts["codes"].tolist() == [[127, -25], [3, -10]]
+    expected = torch.zeros(300)
+    expected[3], expected[200], expected[256], expected[299] = 12.7, -2.5, 0.3, -1.0
+    torch.testing.assert_close(there_and_back(made, x), expected)
+
+
+def test_two_bytes_of_every_256_numbers_for_each_that_blocktopk_keeps() -> None:
+    spec = Spec((64, 48, 3, 3), "float32")
+    sent = sum(part.nbytes for part in codec("blocktopk", share=5 / 256).parts(spec).values())
+    assert sent == 108 * 5 * 2 + 4
+    assert sent / spec.nbytes < 0.01
+    topk = sum(part.nbytes for part in codec("topk", share=0.005).parts(spec).values())
+    assert topk / spec.nbytes == pytest.approx(
+        0.0075, rel=0.01
+    )  # positions in two bytes; in four from 32,769 numbers on
+
+
+@pytest.mark.parametrize("n", [1, 3, 255, 256, 257, 300, 1000])
+def test_blocktopk_of_all_is_int8_with_one_scale(n: int) -> None:
+    x = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    found = there_and_back(codec("blocktopk", share=1.0), x)
+    assert torch.equal(found, there_and_back(codec("int8", scale="tensor"), x))
+
+
 @pytest.mark.parametrize(("n", "share", "kept"), [(30, 0.1, 3), (31, 0.1, 4), (5, 0.001, 1), (7, 1.0, 7), (1, 0.5, 1)])
 def test_how_many_topk_keeps(n: int, share: float, kept: int) -> None:
     assert codec("topk", share=share).parts(Spec((n,), "float32"))["values"].shape == (kept,)
@@ -141,11 +174,22 @@ def _parts(made: Codec, n: int, **changes: torch.Tensor) -> Tensors:
         (codec("topk", share=0.5), {"index": torch.tensor([-1, 2], dtype=torch.int16)}, "outside 0 … 3"),
         (codec("topk", share=0.5), {"index": torch.tensor([2, 2], dtype=torch.int16)}, "increasing order"),
         (codec("topk", share=0.5), {"index": torch.tensor([3, 1], dtype=torch.int16)}, "increasing order"),
+        (codec("blocktopk", share=0.5), {"index": torch.tensor([[1, 4]], dtype=torch.uint8)}, "outside 0 … 3"),
+        (codec("blocktopk", share=0.5), {"index": torch.tensor([[2, 2]], dtype=torch.uint8)}, "increasing order"),
+        (codec("blocktopk", share=0.5), {"scale": torch.tensor(math.nan)}, "a scale is not"),
+        (codec("blocktopk", share=0.5), {"codes": torch.tensor([[0, -128]], dtype=torch.int8)}, "outside -127"),
     ],
 )
 def test_what_no_site_writes_is_refused(made: Codec, changes: Tensors, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         made.decode(_parts(made, 4, **changes), Spec((4,), "float32"))
+
+
+def test_a_value_behind_the_end_of_the_last_block_is_refused() -> None:
+    made, spec = codec("blocktopk", share=1 / 256), Spec((257,), "float32")
+    parts = made.encode(torch.ones(257), 0)
+    with pytest.raises(ValueError, match="behind the last of 257"):
+        made.decode({**parts, "index": torch.tensor([[0], [1]], dtype=torch.uint8)}, spec)
 
 
 @settings(max_examples=150, deadline=None)
@@ -163,7 +207,7 @@ def test_any_bytes_are_read_or_refused(name: str, data: st.DataObject, shape: tu
 
 
 def test_keys_are_checked() -> None:
-    with pytest.raises(ValidationError, match="no code 'int4', choose one of bf16, fp16, fp32, int8, topk"):
+    with pytest.raises(ValidationError, match="no code 'int4', choose one of bf16, blocktopk, fp16, fp32, int8, topk"):
         UploadConfig(code="int4")
     with pytest.raises(ValidationError, match="'share' is no key of the code 'int8'"):
         UploadConfig(code="int8", share=0.5)

@@ -19,6 +19,7 @@ CODES: list[dict[str, Any]] = [
     {"code": "int8"},
     {"code": "int8", "scale": "tensor", "rounding": "stochastic"},
     {"code": "topk", "share": 0.1},
+    {"code": "blocktopk", "share": 0.1},
 ]
 SHAPES = {"w": (6, 10), "b": (6,), "mean": (6,), "control/w": (6, 10), "extra": (20,)}
 

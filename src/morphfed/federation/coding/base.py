@@ -26,7 +26,8 @@ class UploadConfig(Config):
 
     code: str = Field(
         "fp32",
-        description="fp32: as they are; bf16 or fp16: rounded; int8: one byte a number and a scale; topk: the largest",
+        description="fp32: as they are; bf16 or fp16: rounded; int8: one byte a number and a scale; topk: the largest; "
+        "blocktopk: the largest of every 256, in two bytes each",
     )
     scale: Literal["channel", "tensor"] = Field(
         "channel", description="of int8: a scale for each output channel of a layer, or one a tensor"
@@ -34,7 +35,7 @@ class UploadConfig(Config):
     rounding: Literal["nearest", "stochastic"] = Field(
         "nearest", description="of int8; stochastic: up or down at random, right on average; drawn from the seed"
     )
-    share: float = Field(0.01, gt=0, le=1, description="of topk: share of a tensor's numbers that is sent")
+    share: float = Field(0.01, gt=0, le=1, description="of topk and blocktopk: share of the numbers that is sent")
     error_feedback: bool = Field(
         True, description="what a code leaves out stays at the site and is added to its next upload"
     )

@@ -142,11 +142,13 @@ def transfers(r: Results, arm: str) -> tuple[Mapping[str, Any], str]:
 
 def _how(chosen: tuple[Mapping[str, Any], str]) -> str:
     upload, download = chosen
+    share = f"only the largest {100 * (finite(upload.get('share')) or 0):.3g} % of each"
     codes = {
         "bf16": "rounded to bfloat16",
         "fp16": "rounded to float16",
         "int8": "in one byte a number",
-        "topk": f"only the largest {100 * (finite(upload.get('share')) or 0):.3g} % of each tensor",
+        "blocktopk": f"{share} block of 256 numbers, in two bytes each",
+        "topk": f"{share} tensor",
     }
     code = str(upload.get("code") or "fp32")
     said = []

@@ -65,6 +65,7 @@ _WORKS = {
     "ICML 2019.",
     "int8": "Jacob B et al. Quantization and training of neural networks for efficient integer-arithmetic-only "
     "inference. CVPR 2018.",
+    "blocktopk": "Stich SU et al. Sparsified SGD with memory. NeurIPS 2018.",
     "topk": "Stich SU et al. Sparsified SGD with memory. NeurIPS 2018.",
     "pbc": "Acevedo A et al. A dataset of microscopic peripheral blood cell images. Data in Brief 2020; 30:105474.",
     "segmentation_wbc": "Zheng X et al. Fast and robust segmentation of white blood cell images by "
