@@ -100,7 +100,8 @@ ASKED = (
     "[evaluation]\n",
     '[evaluation]\ncalibrate = "temperature"\nadapt = "norms"\nunknown = true\nretrogress = true\n',
 )
-PERSONAL = ("[arms.fedavg]\n", "[arms.fedavg]\n[arms.fedbn]\n[arms.fedper]\n[arms.ditto]\n")
+OWN_MODELS = ("fedavg", "fedbn", "fedper", "ditto", "pfa", "prr", "hypernetwork")
+PERSONAL = ("[arms.fedavg]\n", "".join(f"[arms.{name}]\n" for name in OWN_MODELS))
 
 
 def without_pictures(results: dict[str, Any]) -> dict[str, Any]:
