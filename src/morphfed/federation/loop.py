@@ -347,12 +347,10 @@ class RoundLoop:
         """Copies of what the sites need to use the global model (not what only training needs)."""
         states = self._transport.site_states()  # empty where private state stays at its site
         sites = {
-            site: {
-                k: v.clone() for k, v in (states.get(site, {}) | self._own(site)).items() if not k.startswith(_TRAINING)
-            }
+            site: {k: v for k, v in (states.get(site, {}) | self._own(site)).items() if not k.startswith(_TRAINING)}
             for site in self._transport.sites
         }
-        return {site: state for site, state in sites.items() if state}
+        return {site: {k: v.clone() for k, v in state.items()} for site, state in sites.items() if state}
 
     def _own(self, site: str) -> Tensors:
         return {OWN + name: tensor for name, tensor in self._coordinator.own(site).items()}
@@ -367,9 +365,8 @@ class RoundLoop:
         best = {"best": self._best, **{f"site-best/{site}": state for site, state in self._best_sites.items()}}
         equal: dict[str, str] = {}
         if improved:
-            if self._best and _is(
-                groups["coordinator"], self._coordinator.model()
-            ):  # the copy of a moment ago is not written again
+            # Where the coordinator's state is its model, the copy of a moment ago is not written again.
+            if self._best and _is(groups["coordinator"], self._coordinator.model()):
                 equal["best"] = "coordinator"
                 del best["best"]
             groups |= best

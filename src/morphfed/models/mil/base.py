@@ -167,7 +167,8 @@ def over_blocks(bag: Tensor, of: Callable[[int, Tensor], T]) -> list[T]:
     """
 
     def block(start: int) -> T:
-        give_back_freed_memory()  # what a block leaves behind has holes that the next one's tensors do not fit into
+        if bag.device.type == "cpu":  # what a block leaves behind has holes that the next one's tensors do not fit into
+            give_back_freed_memory()
         return of(start, bag[start : start + BLOCK])
 
     starts = range(0, len(bag), BLOCK)

@@ -50,7 +50,10 @@ class _Pooling(MilHead):
 
         def block(start: int, instances: Tensor) -> Tensor:
             embedded = self.embedding(instances)
-            scores = self.classifier(embedded)
+            with torch.set_grad_enabled(
+                torch.is_grad_enabled() and self.level == "instance"
+            ):  # else no loss is on them
+                scores = self.classifier(embedded)
             shown[start : start + len(instances)] = scores.detach()
             return reduce(embedded if self.level == "embedding" else scores)
 
